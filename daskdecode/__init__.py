@@ -1,0 +1,68 @@
+"""daskdecode: distributed, out-of-core decoding of fMRI.
+
+Convert NIfTI or BIDS once to a chunked Zarr store, select and mask lazily with xarray, and decode with scikit-learn's own
+estimators on small Gram matrices: the data are read once, folds and hyperparameters are arithmetic.
+
+Names are imported when first used, so that ``import daskdecode`` and ``daskdecode --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from daskdecode._version import __version__
+
+_WHERE = {
+    "Run": "daskdecode.sources.run",
+    "find_runs": "daskdecode.sources.bids",
+    "simulate_study": "daskdecode.sources.simulate",
+    "fetch_haxby": "daskdecode.sources.haxby",
+    "convert": "daskdecode.store.convert",
+    "verify": "daskdecode.store.verify",
+    "export": "daskdecode.store.export",
+    "open_study": "daskdecode.store.open",
+    "open_subject": "daskdecode.store.open",
+    "add_mask": "daskdecode.store.masks",
+    "select_labels": "daskdecode.data.select",
+    "apply_mask": "daskdecode.data.mask",
+    "standardize": "daskdecode.data.preprocess",
+    "detrend": "daskdecode.data.preprocess",
+    "regress_out": "daskdecode.data.preprocess",
+    "to_nifti": "daskdecode.data.mask",
+    "mean_image": "daskdecode.data.mask",
+    "Decoder": "daskdecode.models.decoder",
+    "write_results": "daskdecode.results.result",
+    "write_report": "daskdecode.results.report",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from daskdecode.data.mask import apply_mask, mean_image, to_nifti
+    from daskdecode.data.preprocess import detrend, regress_out, standardize
+    from daskdecode.data.select import select_labels
+    from daskdecode.models.decoder import Decoder
+    from daskdecode.results.report import write_report
+    from daskdecode.results.result import write_results
+    from daskdecode.sources.bids import find_runs
+    from daskdecode.sources.haxby import fetch_haxby
+    from daskdecode.sources.run import Run
+    from daskdecode.sources.simulate import simulate_study
+    from daskdecode.store.convert import convert
+    from daskdecode.store.export import export
+    from daskdecode.store.masks import add_mask
+    from daskdecode.store.open import open_study, open_subject
+    from daskdecode.store.verify import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'daskdecode' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

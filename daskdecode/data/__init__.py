@@ -1,0 +1,1 @@
+"""Lazy data: xarray in, xarray out, nothing computed."""

@@ -1,0 +1,1 @@
+"""Decoders with scikit-learn's conventions and nilearn's names."""

@@ -1,0 +1,17 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real Haxby data, or a skip that says where it was looked for."""
+    folder = Path(os.environ.get("DASKDECODE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "haxby-slice" / "bold.nii.gz").exists():
+        pytest.skip(f"real Haxby data not found at {folder} (set DASKDECODE_TEST_DATA)")
+    return folder
