@@ -1,0 +1,322 @@
+"""Every fold, class and hyperparameter from a few sweeps over the voxels.
+
+1. Sums of cells (with screening): the voxels of every training set and problem.
+2. Gram matrices of those sets of voxels (or, where voxels are few, the voxels themselves); fits and scores on them.
+3. Coefficients of the chosen models, all folds and classes in one product.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import numpy as np
+from dask.delayed import Delayed
+from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+
+from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, screen
+from daskdecode.engine.plan import Plan
+from daskdecode.engine.rotation import Factor
+from daskdecode.engine.solvers import Fits, Params, Problem, Scorer, fit_candidates
+from daskdecode.engine.sweep import VoxelBlocks
+
+Split = tuple[Ints, Ints]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is to be cross-validated.
+
+    Attributes
+    ----------
+    classes : ndarray of int, shape (n_samples,)
+        Class code of each sample.
+    targets : ndarray of int, shape (n_classes, n_samples)
+        -1 or +1 for each binary problem.
+    outer : sequence of (train, test)
+        Folds that are reported.
+    inner : sequence of sequences of (train, test), or None
+        For each outer fold, the folds inside its training samples that choose hyperparameters. None: the held-out fold chooses.
+    candidates : sequence of mappings
+        Hyperparameters.
+    build : callable
+        See :func:`daskdecode.engine.solvers.fit_candidates`.
+    scorer : callable
+        ``scorer(estimator, X, y) -> float``.
+    screening : Screening or None
+    voxel_order : ndarray of int, shape (n_voxels,)
+        Columns in canonical order: what a solver sees, and how ties are broken, does not depend on the order in storage.
+    """
+
+    classes: Ints
+    targets: Ints
+    outer: Sequence[Split]
+    inner: Sequence[Sequence[Split]] | None
+    candidates: Sequence[Params]
+    build: Callable[..., Any]
+    scorer: Scorer
+    screening: Screening | None
+    voxel_order: Ints
+
+    def splits(self) -> list[Split]:
+        """Every (train, test) pair, outer and inner."""
+        return [*self.outer, *(split for fold in self.inner or () for split in fold)]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """One training set and everything it is tested on. Pairs of folds share theirs: without runs a and b is without b and a."""
+
+    train: Ints
+    tests: tuple[Ints, ...]
+    outer: bool
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """What cross-validation found; F folds, C problems.
+
+    Attributes
+    ----------
+    scores : ndarray of float64, shape (F, C)
+        Of the chosen candidate on the held-out fold.
+    chosen : ndarray of int, shape (F, C)
+        Index of the candidate.
+    intercepts : ndarray of float64, shape (F, C)
+    decision : ndarray of float64, shape (F, C, n_samples)
+        Decision values of the chosen models on all samples.
+    coef, std_coef : ndarray of float64, shape (C, n_voxels)
+        Mean and standard deviation over folds; voxels that a fold screened out count as 0.
+    pattern : ndarray of float64, shape (C, n_voxels)
+        Haufe patterns.
+    n_unconverged : int
+        Fits that stopped at their largest number of iterations.
+    """
+
+    scores: Floats
+    chosen: Ints
+    intercepts: Floats
+    decision: Floats
+    coef: Floats
+    std_coef: Floats
+    pattern: Floats
+    n_unconverged: int
+
+
+def training_sets(design: Design) -> list[TrainingSet]:
+    """Gather the distinct training sets, with the union of their test sets, in order of first appearance."""
+    tests: dict[bytes, list[Ints]] = {}
+    trains: dict[bytes, Ints] = {}
+    for train, test in design.splits():
+        key = train.tobytes()
+        trains.setdefault(key, train)
+        known = tests.setdefault(key, [])
+        if not any(np.array_equal(test, other) for other in known):
+            known.append(test)
+    outer = {train.tobytes() for train, _ in design.outer}
+    return [TrainingSet(trains[key], tuple(tests[key]), key in outer) for key in tests]
+
+
+def cross_validate(blocks: VoxelBlocks, design: Design, plan: Plan, progress: Progress | None = None) -> CrossValidated:
+    """Fit and score every training set, problem and candidate.
+
+    Parameters
+    ----------
+    blocks : VoxelBlocks
+        Scaled data, (n_samples, n_voxels).
+    design : Design
+    plan : Plan
+        From :func:`daskdecode.engine.plan.make_plan`.
+    progress : callable, optional
+        Called with (fits done, fits in all) after each batch.
+
+    Returns
+    -------
+    CrossValidated
+    """
+    sets = training_sets(design)
+    masks = _screen_all(blocks, design, sets)
+    fits = _fit_all(blocks, design, sets, masks, plan, progress)
+    return _gather(blocks, design, sets, masks, fits, plan)
+
+
+def _screen_all(blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet]) -> Bools | None:
+    """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels); None without screening."""
+    if design.screening is None:
+        return None
+    cells = Cells.of([s.train for s in sets], design.classes)
+    sums = blocks.sums(cells).compute()[..., design.voxel_order]
+    masks = np.zeros((len(sets), len(design.targets), blocks.shape[1]), dtype=bool)
+    for s, fold in enumerate(sets):
+        for c, target in enumerate(design.targets):
+            masks[s, c, design.voxel_order] = screen(sums, cells, fold.train, target > 0, design.screening)
+    return masks
+
+
+def _fit_all(
+    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], masks: Bools | None, plan: Plan, progress: Progress | None
+) -> list[list[Fits]]:
+    """Fits of each training set and problem, indexed [set][problem]."""
+    n_classes = len(design.targets)
+    every = [(s, c) for s in range(len(sets)) for c in range(n_classes)]
+    found: dict[tuple[int, int], Fits] = {}
+    size = plan.batch if masks is not None else len(every)
+    for start in range(0, len(every), size):
+        batch = every[start : start + size]
+        chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
+        for key, fits in zip(_keys(batch, masks), _compute_batch(blocks, design, sets, batch, chosen, plan), strict=True):
+            found.update(zip(key, fits, strict=True))
+        if progress is not None:
+            progress(len(found), len(every))
+    return [[found[s, c] for c in range(n_classes)] for s in range(len(sets))]
+
+
+def _keys(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tuple[int, int]]]:
+    """Group the problems of a batch that share a factor: those of one training set where all voxels are kept, else each its own."""
+    if masks is not None:
+        return [[key] for key in batch]
+    return [[key for key in batch if key[0] == s] for s in dict.fromkeys(s for s, _ in batch)]
+
+
+def _compute_batch(
+    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], batch: Sequence[tuple[int, int]], masks: Bools | None, plan: Plan
+) -> list[list[Fits]]:
+    """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph."""
+    narrow = plan.route == "columns"
+    if narrow:
+        index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
+        small = blocks.columns(index)
+    else:
+        index = None
+        small = blocks.grams(masks)
+    fit = dask.delayed(_fit_columns if narrow else _fit_gram, pure=False)
+    tasks: list[Delayed] = []
+    for position, keys in enumerate(_keys(batch, masks)):
+        fold = sets[keys[0][0]]
+        problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer) for _, c in keys]
+        mask = None if masks is None else masks[position]
+        which = (None if mask is None or index is None else mask[index]) if narrow else (0 if masks is None else position)
+        n_voxels = blocks.shape[1] if mask is None else int(mask.sum())
+        tasks.append(fit(small, which, problems, design.candidates, design.build, design.scorer, n_voxels))
+    with warnings.catch_warnings():
+        # Both are counted and reported once, by name, instead of once a fit.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        return list(dask.compute(*tasks))
+
+
+def _fit_gram(
+    grams: Floats,
+    which: int,
+    problems: Sequence[Problem],
+    candidates: Sequence[Params],
+    build: Callable[..., Any],
+    scorer: Scorer,
+    n_voxels: int,
+) -> list[Fits]:
+    """Fit on the factor of one Gram matrix; weights come back on samples (dual)."""
+    factor = Factor.of(grams[which], problems[0].train)
+    fits = [fit_candidates(factor.z, problem, candidates, build, scorer, n_voxels) for problem in problems]
+    return [f if f.weights is None else Fits(f.scores, factor.dual(f.weights), f.intercepts, f.decision, f.n_unconverged) for f in fits]
+
+
+def _fit_columns(
+    columns: Floats,
+    which: Bools | None,
+    problems: Sequence[Problem],
+    candidates: Sequence[Params],
+    build: Callable[..., Any],
+    scorer: Scorer,
+    n_voxels: int,
+) -> list[Fits]:
+    """Fit on the voxels themselves, in canonical order."""
+    chosen = columns if which is None else np.ascontiguousarray(columns[:, which])
+    return [fit_candidates(chosen, problem, candidates, build, scorer, n_voxels) for problem in problems]
+
+
+def _gather(
+    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], masks: Bools | None, fits: list[list[Fits]], plan: Plan
+) -> CrossValidated:
+    """Choose a candidate for each fold and problem, and average the chosen models."""
+    lookup = {s.train.tobytes(): (position, s) for position, s in enumerate(sets)}
+    n_folds, n_classes, n_samples = len(design.outer), len(design.targets), blocks.shape[0]
+    chosen = np.zeros((n_folds, n_classes), dtype=np.intp)
+    scores = np.full((n_folds, n_classes), np.nan)
+    intercepts = np.zeros((n_folds, n_classes))
+    decision = np.zeros((n_folds, n_classes, n_samples))
+    weights: list[list[Floats]] = []
+    for f, (train, test) in enumerate(design.outer):
+        position, fold = lookup[train.tobytes()]
+        weights.append([])
+        for c, fit in enumerate(fits[position]):
+            held_out = fit.scores[:, _position(fold.tests, test)]
+            pick = _last_best(held_out) if design.inner is None else _first_best(_inner_scores(design.inner[f], lookup, fits, c))
+            assert fit.weights is not None
+            assert fit.intercepts is not None
+            assert fit.decision is not None
+            chosen[f, c], scores[f, c], intercepts[f, c] = pick, held_out[pick], fit.intercepts[pick]
+            decision[f, c] = fit.decision[pick]
+            weights[f].append(fit.weights[pick])
+    outer_masks = None if masks is None else np.stack([masks[lookup[train.tobytes()][0]] for train, _ in design.outer])
+    pattern = _haufe_weights(decision.mean(axis=0))
+    if plan.route == "gram":
+        kept = np.ones((1, 1, blocks.shape[1]), dtype=bool) if outer_masks is None else outer_masks
+        (coef, std_coef), patterns = dask.compute(blocks.ensemble(np.array(weights), kept), blocks.project(pattern.T))
+    else:
+        coef, std_coef = _scatter(weights, outer_masks, design.voxel_order)
+        patterns = blocks.project(pattern.T).compute()
+    n_unconverged = sum(fit.n_unconverged for row in fits for fit in row)
+    return CrossValidated(scores, chosen, intercepts, decision, coef, std_coef, patterns.T, n_unconverged)
+
+
+def _position(tests: Sequence[Ints], test: Ints) -> int:
+    return next(i for i, other in enumerate(tests) if np.array_equal(test, other))
+
+
+def _inner_scores(splits: Sequence[Split], lookup: dict[bytes, tuple[int, TrainingSet]], fits: list[list[Fits]], problem: int) -> Floats:
+    """Mean score of each candidate over the inner folds where it is defined, shape (n_candidates,)."""
+    columns = []
+    for train, test in splits:
+        position, fold = lookup[train.tobytes()]
+        columns.append(fits[position][problem].scores[:, _position(fold.tests, test)])
+    scores = np.stack(columns, axis=1)
+    defined = np.isfinite(scores)
+    return np.asarray(np.where(defined, scores, 0.0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1))
+
+
+def _first_best(scores: Floats) -> int:
+    """First of the best, as scikit-learn's searches: the strongest regularisation where the grid ascends in C."""
+    return int(np.argmax(scores))
+
+
+def _last_best(scores: Floats) -> int:
+    """Last of the best, as nilearn's ``score >= best_score``; a score that is not defined never replaces one."""
+    best = 0
+    for candidate, score in enumerate(scores):
+        if score >= scores[best]:
+            best = candidate
+    return best
+
+
+def _scatter(weights: list[list[Floats]], masks: Bools | None, voxel_order: Ints) -> tuple[Floats, Floats]:
+    """Put weights on columns (canonical order) back on voxels; mean and standard deviation over folds, each (C, n_voxels)."""
+    full = np.zeros((len(weights), len(weights[0]), voxel_order.size))
+    for f, row in enumerate(weights):
+        for c, w in enumerate(row):
+            kept = voxel_order if masks is None else voxel_order[masks[f, c][voxel_order]]
+            full[f, c, kept] = w
+    return full.mean(axis=0), full.std(axis=0)
+
+
+def _haufe_weights(decision: Floats) -> Floats:
+    """Weights on samples that give each problem's pattern, ``cov(X, s) / var(s) = X' (s - mean s) / sum (s - mean s)^2``.
+
+    Haufe et al. 2014, NeuroImage 87:96-110, for one decision value ``s`` at a time.
+    """
+    centred = decision - decision.mean(axis=1, keepdims=True)
+    power = np.square(centred).sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(centred, power, out=np.zeros_like(centred), where=power > 0))

@@ -1,0 +1,204 @@
+"""What a decode will cost, before it runs: route, passes, memory, tasks; and a refusal, with the arithmetic, of what cannot fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psutil
+from dask.system import CPU_COUNT
+from dask.utils import format_bytes, parse_bytes
+
+from daskdecode.errors import MemoryBudgetError
+
+Route = Literal["gram", "columns"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The size of a decode.
+
+    Attributes
+    ----------
+    n_samples, n_voxels : int
+    itemsize : int
+        Bytes of a value of the data, in memory.
+    n_kept : int
+        Voxels that screening leaves to each problem (all, without screening).
+    n_training_sets : int
+        Distinct training sets, inner folds included.
+    n_folds : int
+        Outer folds.
+    n_classes : int
+        Binary problems: 1 for two classes, else one a class.
+    n_candidates : int
+        Hyperparameter settings.
+    n_cells : int
+        Cells of the screening sums; 0 without screening.
+    n_blocks, block_voxels : int
+        Blocks of voxels a sweep, and voxels in the largest.
+    """
+
+    n_samples: int
+    n_voxels: int
+    itemsize: int
+    n_kept: int
+    n_training_sets: int
+    n_folds: int
+    n_classes: int
+    n_candidates: int
+    n_cells: int
+    n_blocks: int
+    block_voxels: int
+
+    @property
+    def screened(self) -> bool:
+        """Whether each training set has voxels of its own."""
+        return self.n_cells > 0
+
+    @property
+    def n_selections(self) -> int:
+        """Distinct sets of voxels, each with its own Gram matrix."""
+        return self.n_training_sets * self.n_classes if self.screened else 1
+
+    @property
+    def n_fits(self) -> int:
+        """Calls of the solver."""
+        return self.n_training_sets * self.n_classes * self.n_candidates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a decode will run. ``str(plan)`` says it in words.
+
+    Attributes
+    ----------
+    route : {"gram", "columns"}
+        ``"gram"``: solvers see a factor of the n x n Gram matrix; ``"columns"``: there are no more voxels than samples, so solvers see the
+        voxels themselves.
+    reason : str
+    in_memory : bool
+        Whether the selected data are kept in memory after the one pass that reads them.
+    passes : int
+        Times that the store is read.
+    batch : int
+        Sets of voxels whose Gram matrices (or columns) are in memory together.
+    nbytes_read : int
+        Upper bound of the decoded bytes read from the source, over all passes.
+    peak_nbytes, memory_budget : int
+        Predicted peak and what it must stay under, bytes.
+    n_tasks : int
+        Dask tasks of the engine, the reading of storage chunks not counted.
+    gram_flops : float
+        Floating-point operations of the Gram matrices.
+    workload : Workload
+    """
+
+    route: Route
+    reason: str
+    in_memory: bool
+    passes: int
+    batch: int
+    nbytes_read: int
+    peak_nbytes: int
+    memory_budget: int
+    n_tasks: int
+    gram_flops: float
+    workload: Workload
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain, JSON-able values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        w = self.workload
+        where = "kept in memory after one pass" if self.in_memory else f"streamed in {self.passes} passes"
+        return "\n".join(
+            [
+                f"route     {self.route}: {self.reason}",
+                f"data      {w.n_samples} samples x {w.n_voxels} voxels, {where} ({format_bytes(self.nbytes_read)} read)",
+                f"problems  {w.n_training_sets} training sets x {w.n_classes} problems x {w.n_candidates} candidates = {w.n_fits} fits",
+                f"voxels    {w.n_kept} a problem" + (" after screening" if w.screened else ""),
+                f"memory    {format_bytes(self.peak_nbytes)} predicted, {format_bytes(self.memory_budget)} allowed",
+                f"work      {self.n_tasks} tasks, {self.gram_flops:.3g} floating-point operations for the Gram matrices",
+            ]
+        )
+
+
+def memory_budget(budget: str | int | None) -> int:
+    """Bytes a decode may take: ``"4GB"``, a number, or half of the memory that is free now."""
+    if budget is not None:
+        return int(parse_bytes(budget))
+    return int(psutil.virtual_memory().available // 2)
+
+
+def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
+    """Choose route and batches for a workload.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If even one set of voxels at a time, streamed, exceeds the budget; the message shows the sum.
+    """
+    allowed = memory_budget(budget)
+    route: Route = "columns" if w.n_kept <= w.n_samples else "gram"
+    data = w.n_samples * w.n_voxels * w.itemsize
+    parts = _fixed_parts(w)
+    one = _one_selection(w, route)
+    streamed = sum(parts.values())
+    if streamed + one > allowed:
+        raise MemoryBudgetError(_refusal(w, parts, one, allowed))
+    in_memory = streamed + one + data <= allowed
+    fixed = streamed + (data if in_memory else 0)
+    batch = int(min(w.n_selections, max(1, (allowed - fixed) // one)))
+    n_batches = -(-w.n_selections // batch)
+    passes = 1 if in_memory else 2 + n_batches
+    return Plan(
+        route=route,
+        reason=_reason(w, route),
+        in_memory=in_memory,
+        passes=passes,
+        batch=batch,
+        nbytes_read=data * passes,
+        peak_nbytes=fixed + batch * one,
+        memory_budget=allowed,
+        n_tasks=(2 + n_batches) * 2 * w.n_blocks + w.n_training_sets * (w.n_classes if w.screened else 1),
+        gram_flops=float(w.n_selections) * w.n_samples * (w.n_samples + 1) * w.n_kept if route == "gram" else 0.0,
+        workload=w,
+    )
+
+
+def _fixed_parts(w: Workload) -> dict[str, int]:
+    """Bytes that do not depend on how many sets of voxels are worked on together."""
+    wide = 8 * w.n_samples * w.block_voxels
+    weights = 8 * w.n_folds * w.n_classes * (w.n_candidates * 3 * w.n_samples + w.block_voxels * CPU_COUNT)
+    return {
+        f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks),
+        "sums for screening": 32 * w.n_cells * w.n_voxels,
+        "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
+        "weights": weights + 8 * 4 * w.n_classes * w.n_voxels,
+        f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT,
+    }
+
+
+def _one_selection(w: Workload, route: Route) -> int:
+    """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
+    if route == "columns":
+        return 8 * 3 * w.n_samples * w.n_kept
+    return 8 * w.n_samples**2 * (1 + min(w.n_blocks, CPU_COUNT + 1))
+
+
+def _reason(w: Workload, route: Route) -> str:
+    if route == "columns":
+        return f"{w.n_kept} voxels a problem, no more than the {w.n_samples} samples, so the solver sees the voxels themselves"
+    return f"{w.n_kept} voxels a problem, more than the {w.n_samples} samples, so the solver sees a factor of the Gram matrix"
+
+
+def _refusal(w: Workload, parts: dict[str, int], one: int, allowed: int) -> str:
+    need = sum(parts.values()) + one
+    shown = {"one Gram matrix or set of columns": one} | parts
+    terms = " + ".join(f"{format_bytes(v)} {k}" for k, v in shown.items() if v)
+    return (
+        f"Decoding {w.n_samples} samples x {w.n_voxels} voxels needs at least {format_bytes(need)} of memory but memory_budget is "
+        f"{format_bytes(allowed)}: {terms}. Raise memory_budget, select fewer samples, or apply a mask."
+    )

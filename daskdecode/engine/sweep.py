@@ -1,0 +1,184 @@
+"""The engine's one Dask layer: sweeps over blocks of voxels, each a few big tasks.
+
+A sweep reads the data once and leaves something small: sums of cells, Gram matrices, a few columns, coefficients. Whichever scheduler is
+active does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from numpy.typing import NDArray
+
+from daskdecode.engine.moments import Bools, Cells, Floats, Ints
+
+BLOCK_NBYTES = 64 * 2**20
+"""Size of a block of voxels in float64: large enough for BLAS and few tasks, small enough to hold several."""
+
+
+class VoxelBlocks:
+    """A lazy matrix (n_samples, n_voxels) cut along voxels only.
+
+    Parameters
+    ----------
+    x : dask array, shape (n_samples, n_voxels)
+        Storage chunks are merged into larger blocks, never split.
+    block_nbytes : int
+        Upper bound for a block in float64; at least one storage chunk.
+    """
+
+    def __init__(self, x: da.Array, block_nbytes: int = BLOCK_NBYTES) -> None:
+        n_samples = x.shape[0]
+        columns = _merge(x.chunks[1], max(1, block_nbytes // (8 * max(1, n_samples))))
+        self.x = x.rechunk((n_samples, columns))
+        self.bounds: list[int] = [0, *np.cumsum(columns).tolist()]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (n_samples, n_voxels)."""
+        return (int(self.x.shape[0]), int(self.x.shape[1]))
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks: tasks a sweep."""
+        return len(self.bounds) - 1
+
+    @property
+    def widest(self) -> int:
+        """Voxels in the largest block."""
+        return max(np.diff(self.bounds).tolist())
+
+    def _map(self, function: Any, *columnwise: NDArray[Any] | None) -> list[Delayed]:
+        """Apply ``function(block, *slices)`` to each block, where each slice holds the block's columns (last axis) of an array."""
+        task = dask.delayed(function, pure=False)
+        blocks = self.x.to_delayed().ravel()
+        return [
+            task(block, *(None if a is None else a[..., lo:hi] for a in columnwise))
+            for block, (lo, hi) in zip(blocks, pairwise(self.bounds), strict=True)
+        ]
+
+    def sums(self, cells: Cells) -> Delayed:
+        """Sums and sums of squares over cells, lazily; (2, n_cells, n_voxels) float64."""
+        joined: Delayed = dask.delayed(np.concatenate)(self._map(cells.sums), axis=-1)
+        return joined
+
+    def grams(self, masks: Bools | None) -> Delayed:
+        """Gram matrices of several sets of voxels, lazily.
+
+        Parameters
+        ----------
+        masks : ndarray of bool, shape (n_sets, n_voxels), or None
+            None stands for one set with every voxel.
+
+        Returns
+        -------
+        Delayed
+            ndarray of float64, shape (n_sets, n_samples, n_samples).
+        """
+        return tree_sum(self._map(block_grams, masks))
+
+    def columns(self, index: Ints) -> Delayed:
+        """Take a few voxels, in the order of ``index``; lazily (n_samples, index.size) float64."""
+        wanted = np.zeros(self.shape[1], dtype=bool)
+        wanted[index] = True
+        parts = self._map(_take, wanted)
+        rank = np.argsort(np.argsort(index))
+        joined: Delayed = dask.delayed(_join)(parts, rank)
+        return joined
+
+    def project(self, weights: Floats) -> Delayed:
+        """X' times weights (n_samples, n_columns), lazily (n_voxels, n_columns) float64."""
+        joined: Delayed = dask.delayed(np.concatenate)(self._map(_Project(weights)))
+        return joined
+
+    def times(self, weights: Floats) -> Delayed:
+        """X times the transpose of weights (n_columns, n_voxels), lazily (n_samples, n_columns) float64."""
+        return tree_sum(self._map(_times, weights))
+
+    def ensemble(self, dual: Floats, masks: Bools) -> Delayed:
+        """Mean and standard deviation over folds of screened coefficients.
+
+        ``w_fc = mask_fc * (X' dual_fc)``; all folds and classes in one product.
+
+        Parameters
+        ----------
+        dual : ndarray of float64, shape (n_folds, n_classes, n_samples)
+        masks : ndarray of bool, shape (n_folds or 1, n_classes or 1, n_voxels)
+
+        Returns
+        -------
+        Delayed
+            ndarray of float64, shape (2, n_classes, n_voxels): mean, standard deviation (ddof 0).
+        """
+        joined: Delayed = dask.delayed(np.concatenate)(self._map(_Ensemble(dual), masks), axis=-1)
+        return joined
+
+
+def block_grams(x: NDArray[np.floating], masks: Bools | None) -> Floats:
+    """Gram matrices of one block; (n_sets, n_samples, n_samples) float64."""
+    x = np.asarray(x, dtype=np.float64)
+    if masks is None:
+        return (x @ x.T)[None]
+    out = np.empty((masks.shape[0], x.shape[0], x.shape[0]))
+    for gram, mask in zip(out, masks, strict=True):
+        chosen = x if mask.all() else x[:, mask]
+        # A product with its own transpose is symmetric: BLAS computes half of it.
+        np.matmul(chosen, chosen.T, out=gram)
+    return out
+
+
+def tree_sum(parts: Sequence[Delayed]) -> Delayed:
+    """Sum pairwise, so that partial results are freed as soon as their neighbour is there."""
+    add = dask.delayed(np.add, pure=False)
+    level = list(parts)
+    while len(level) > 1:
+        level = [add(*level[i : i + 2]) if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
+    return level[0]
+
+
+def _merge(chunks: Sequence[int], most: int) -> tuple[int, ...]:
+    """Join neighbouring chunks up to ``most`` columns each."""
+    merged = [int(chunks[0])]
+    for chunk in chunks[1:]:
+        if merged[-1] + chunk <= most:
+            merged[-1] += int(chunk)
+        else:
+            merged.append(int(chunk))
+    return tuple(merged)
+
+
+def _take(x: NDArray[np.floating], wanted: Bools) -> Floats:
+    return np.asarray(x[:, wanted], dtype=np.float64)
+
+
+def _join(parts: Sequence[Floats], rank: Ints) -> Floats:
+    return np.ascontiguousarray(np.concatenate(parts, axis=1)[:, rank])
+
+
+def _times(x: NDArray[np.floating], weights: Floats) -> Floats:
+    return np.asarray(np.asarray(x, dtype=np.float64) @ weights.T)
+
+
+class _Project:
+    def __init__(self, weights: Floats) -> None:
+        self.weights = weights
+
+    def __call__(self, x: NDArray[np.floating]) -> Floats:
+        return np.asarray(np.asarray(x, dtype=np.float64).T @ self.weights)
+
+
+class _Ensemble:
+    def __init__(self, dual: Floats) -> None:
+        self.dual = dual
+
+    def __call__(self, x: NDArray[np.floating], masks: Bools) -> Floats:
+        n_folds, n_classes, n_samples = self.dual.shape
+        weights = self.dual.reshape(-1, n_samples) @ np.asarray(x, dtype=np.float64)
+        screened = weights.reshape(n_folds, n_classes, -1) * masks
+        return np.stack([screened.mean(axis=0), screened.std(axis=0)])
