@@ -40,13 +40,14 @@ def standardize(ds: xr.Dataset, how: Standardize) -> xr.Dataset:
         ``"zscore_run"``: mean 0 and standard deviation 1 within each run; no number crosses from one run to another, so
         a later leave-one-run-out stays honest. ``"zscore_sample"``: the same over all volumes of ``ds`` at once (nilearn's).
         ``"psc"``: percent signal change about the mean over all volumes of ``ds``, :math:`100 (x - \bar x) / |\bar x|`.
-        The last two equal ``nilearn.signal.clean(..., detrend=False, standardize=how)`` bit for bit in the data's own dtype, for voxels that vary.
+        The last two equal ``nilearn.signal.clean(..., detrend=False, standardize=how)`` bit for bit in the data's own dtype, for voxels
+        that vary.
 
     Returns
     -------
     Dataset
-        ``ds`` with ``bold`` replaced. Lazy. A constant voxel becomes 0, never NaN (nilearn lets some become large: the rounding error of their mean
-        is scaled to it); with ``"psc"`` so does a voxel with mean 0.
+        ``ds`` with ``bold`` replaced. Lazy. A constant voxel becomes 0, never NaN (nilearn can make it large: it divides one
+        rounding error by another); with ``"psc"`` so does a voxel with mean 0.
 
     Raises
     ------
@@ -86,8 +87,8 @@ def standardize_samples(x: da.Array, runs: npt.ArrayLike | None, how: Standardiz
 
     Notes
     -----
-    Bit for bit what nilearn 0.14.1 does with a C-ordered array, whatever the chunks, except that a constant voxel is always 0. A single sample has no variance: ``"zscore_sample"``
-    and ``"psc"`` leave it as it is, with a warning, as nilearn does.
+    Bit for bit what nilearn 0.14.1 does with a C-ordered array, whatever the chunks, except that a constant voxel is always 0.
+    A single sample has no variance: ``"zscore_sample"`` and ``"psc"`` leave it as it is, with a warning, as nilearn does.
     """
     x = _as_float(x)
     if how is None:

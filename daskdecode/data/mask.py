@@ -1,0 +1,229 @@
+"""Which voxels: masks on the way in, images on the way out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from daskdecode import schema
+from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, SourceError, nearest
+
+Mask: TypeAlias = "str | os.PathLike[str] | npt.ArrayLike | xr.DataArray | nib.spatialimages.SpatialImage"
+
+_IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz")
+
+
+def apply_mask(ds: xr.Dataset, mask: Mask) -> xr.Dataset:
+    """Keep the voxels of a mask, in the order that ``ds`` has them.
+
+    Parameters
+    ----------
+    ds : Dataset
+        A subject dataset.
+    mask : str, path, image or array of bool
+        The name of a mask that ``ds`` carries (``"vt"`` for ``mask_vt``); a NIfTI image or the path of one, on the same voxel grid and
+        with one value besides 0; or one boolean a voxel of ``ds``, shape (n_voxels,).
+
+    Returns
+    -------
+    Dataset
+        ``ds`` restricted along ``voxel``. Lazy: when it is computed, only chunks that hold such a voxel are read. An image is read at once.
+
+    Raises
+    ------
+    GridMismatchError
+        If an image lies on another grid; the message has the resampling that would mend it.
+    SelectionError
+        If the name is unknown (the nearest are offered), the mask keeps no voxel, is not boolean, or has the wrong length.
+    SourceError
+        If a file is missing, unreadable or damaged, or the image is no mask (several values besides 0: an atlas or a probability map).
+
+    Warns
+    -----
+    UserWarning
+        If some voxels of an image's mask are not among those that ``ds`` has (outside the brain mask of the conversion).
+    """
+    keep, what = _as_boolean(ds, mask)
+    if not keep.any():
+        raise SelectionError(f"{what} keeps none of the {len(keep)} voxels of these data: nothing would be left to decode.")
+    return ds.isel({schema.VOXEL: np.flatnonzero(keep)})
+
+
+def to_nifti(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset) -> nib.Nifti1Image:
+    """Put voxel values back into the volume: the inverse of masking, zeros outside.
+
+    Parameters
+    ----------
+    values : array-like, shape (n_voxels,) or (n_volumes, n_voxels)
+        One value, or one time series, a voxel of ``ds``, in its order. A lazy array is computed.
+    ds : Dataset
+        The data that the values belong to: their ``voxel`` coordinate, ``shape`` and ``affine``.
+
+    Returns
+    -------
+    Nifti1Image, shape (nx, ny, nz) or (nx, ny, nz, n_volumes)
+        Eager, dense. float64 stays float64, other floats become float32; booleans become uint8; integers keep their dtype.
+
+    Raises
+    ------
+    SelectionError
+        If the last axis of ``values`` is not the voxels of ``ds``, or there are more than two axes.
+    """
+    if isinstance(values, xr.DataArray) and schema.VOXEL in values.dims:
+        values = values.transpose(..., schema.VOXEL)
+    flat = _as_storable(np.asarray(values))
+    n_voxels = ds.sizes[schema.VOXEL]
+    if flat.ndim not in (1, 2) or flat.shape[-1] != n_voxels:
+        raise SelectionError(f"Values of shape {flat.shape} do not fit the data: expected ({n_voxels},) or (n_volumes, {n_voxels}).")
+    shape = _shape(ds)
+    volume = np.zeros((int(np.prod(shape)), *flat.shape[:-1]), dtype=flat.dtype)
+    volume[ds[schema.VOXEL].values] = flat.T
+    return _image(volume.reshape(*shape, *flat.shape[:-1]), ds)
+
+
+def mean_image(ds: xr.Dataset) -> nib.Nifti1Image:
+    """Mean over time of every voxel, as an image to draw maps on.
+
+    Parameters
+    ----------
+    ds : Dataset
+        A subject dataset.
+
+    Returns
+    -------
+    Nifti1Image of float32, shape (nx, ny, nz)
+        Eager: one pass over ``bold``, sums in float64; memory is bounded by the chunks in work. Zeros outside the voxels of ``ds``.
+    """
+    mean = ds[schema.BOLD].mean(schema.TIME, dtype=np.float64)
+    return to_nifti(np.asarray(mean.values, dtype=np.float32), ds)
+
+
+def voxel_volume_mm3(ds: xr.Dataset) -> float:
+    """Volume of one voxel in mm³: ``|det A|`` of the affine's linear part."""
+    return float(abs(np.linalg.det(_affine(ds)[:3, :3])))
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _as_boolean(ds: xr.Dataset, mask: Mask) -> tuple[np.ndarray, str]:
+    """One boolean a voxel of ``ds``, and what to call the mask in a message."""
+    if isinstance(mask, str) and schema.MASK_PREFIX + mask in ds.variables:
+        return np.asarray(ds[schema.MASK_PREFIX + mask].values, dtype=bool), f"The mask {mask!r}"
+    if isinstance(mask, nib.spatialimages.SpatialImage):
+        return _from_image(ds, mask, "The mask image")
+    if isinstance(mask, str) and not _looks_like_a_path(mask):
+        known = schema.mask_names(ds)
+        raise SelectionError(
+            f"There is no mask named {mask!r}. {nearest(mask, known)} Add one with daskdecode.add_mask, or pass an image or its path."
+        )
+    if isinstance(mask, (str, os.PathLike)):
+        return _from_image(ds, _load(Path(mask)), f"The mask {Path(mask).name}")
+    return _from_array(ds, mask), "The mask"
+
+
+def _looks_like_a_path(mask: str) -> bool:
+    return mask.lower().endswith(_IMAGE_SUFFIXES) or os.sep in mask or Path(mask).is_file()
+
+
+def _load(path: Path) -> Any:
+    try:
+        return nib.load(path)
+    except FileNotFoundError:
+        raise SourceError(f"The mask {path} does not exist.") from None
+    except nib.filebasedimages.ImageFileError as error:
+        raise SourceError(f"The mask {path} cannot be read as an image: {error}") from error
+
+
+def _read(image: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(image.dataobj)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptFileError(f"{what} ends early or is damaged ({error}): copy it again from its source.") from error
+
+
+def _from_array(ds: xr.Dataset, mask: npt.ArrayLike | xr.DataArray) -> np.ndarray:
+    keep = np.asarray(mask)
+    n_voxels = ds.sizes[schema.VOXEL]
+    if keep.dtype != bool:
+        raise SelectionError(f"A mask array holds booleans, but this one is {keep.dtype}: compare it with something, such as (values > 0).")
+    if keep.shape != (n_voxels,):
+        raise SelectionError(f"A mask array has one boolean a voxel: expected shape ({n_voxels},), found {keep.shape}.")
+    return keep
+
+
+def _from_image(ds: xr.Dataset, image: Any, what: str) -> tuple[np.ndarray, str]:
+    volume = _read(image, what)
+    if volume.ndim == 4 and volume.shape[3] == 1:
+        volume = volume[..., 0]
+    _check_grid(ds, volume.shape, np.asarray(image.affine), what)
+    kept = np.unique(volume[volume != 0])
+    if len(kept) > 1:
+        raise SourceError(
+            f"{what} is no mask: it has {len(kept)} values besides 0 (from {kept[0]:g} to {kept[-1]:g}). Choose a threshold or a region "
+            'first, for example nilearn.image.math_img("img > 0.5", img=mask).'
+        )
+    inside = (volume != 0).ravel()
+    keep = inside[ds[schema.VOXEL].values]
+    missing = int(inside.sum() - keep.sum())
+    if missing and keep.any():
+        warnings.warn(
+            f"{what} has {int(inside.sum())} voxels, of which {missing} are not in these data (they lie outside the mask "
+            "that the study was converted or selected with) and are left out.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return keep, what
+
+
+def _check_grid(ds: xr.Dataset, shape: tuple[int, ...], affine: np.ndarray, what: str) -> None:
+    if shape != _shape(ds):
+        found = f"its shape is {shape}, that of the data {_shape(ds)}"
+    elif not np.allclose(affine, _affine(ds), rtol=1e-5, atol=1e-3):
+        found = f"its affine differs from that of the data by up to {np.abs(affine - _affine(ds)).max():g} mm"
+    else:
+        return
+    raise GridMismatchError(
+        f"{what} lies on another grid: {found}. Resample it: nilearn.image.resample_to_img(mask, daskdecode.mean_image(ds), "
+        'interpolation="nearest", force_resample=True, copy_header=True).'
+    )
+
+
+# -- the grid ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _shape(ds: xr.Dataset) -> tuple[int, ...]:
+    return tuple(int(n) for n in ds.attrs["shape"])
+
+
+def _affine(ds: xr.Dataset) -> np.ndarray:
+    return np.asarray(ds.attrs["affine"], dtype=np.float64).reshape(4, 4)
+
+
+def _as_storable(values: np.ndarray) -> np.ndarray:
+    """Values in a dtype that NIfTI has and that viewers read."""
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f" and values.dtype != np.float64:
+        return values.astype(np.float32)
+    return values
+
+
+def _image(volume: np.ndarray, ds: xr.Dataset) -> nib.Nifti1Image:
+    """An image on the data's grid, in the data's space (scanner, aligned, Talairach or MNI: the sform code)."""
+    # dtype= because nibabel refuses int64 that was not asked for.
+    image = nib.Nifti1Image(volume, _affine(ds), dtype=volume.dtype)
+    space = int(ds.attrs.get("sform_code", 0)) or int(ds.attrs.get("qform_code", 0)) or "aligned"
+    image.set_sform(_affine(ds), code=space)
+    image.header.set_xyzt_units("mm", "sec")
+    if volume.ndim == 4:
+        image.header.set_zooms((*image.header.get_zooms()[:3], float(ds.attrs["repetition_time"])))
+    return image
