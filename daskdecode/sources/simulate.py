@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,28 +20,25 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nilearn.glm.first_level import compute_regressor
-from scipy.ndimage import gaussian_filter
+from numpy.polynomial.legendre import legvander
 from scipy.signal import lfilter
 
 from daskdecode._version import __version__
 from daskdecode.errors import SourceError
 from daskdecode.schema import REST
+from daskdecode.sources.phantom import Head
 
 _TASK = "objectviewing"
 _PIPELINE = "daskdecode-simulation"
 _BIDS_VERSION = "1.10.0"
 
-# A head in MNI-like millimetres. The field of view is fixed and the voxels follow from the shape, so that any grid holds the whole brain.
-_FIELD_OF_VIEW_MM = np.array([160.0, 204.0, 162.0])
-_BRAIN_CENTRE_MM = np.array([0.0, -18.0, 8.0])
-_BRAIN_RADII_MM = np.array([70.0, 88.0, 66.0])
-_REGION_CENTRE_MM = np.array([34.0, -50.0, -16.0])  # right ventral temporal
-_REGION_RADII_MM = np.array([20.0, 26.0, 16.0])
-_SMALLEST_REGION = 8  # voxels: on a coarse grid a pattern still needs a few
-
 _BRAIN_INTENSITY = 1000.0  # scanner units
 _THERMAL_SD = 8.0  # scanner units, in the air as in the brain: what compute_epi_mask tells the brain from
 _ACTIVATION = 1.0  # response that all conditions share, in units of the pattern's standard deviation
+
+_FEWEST_VOLUMES = 4  # fewer hold no haemodynamic response
+
+_REMOVAL_TRIES, _REMOVAL_PAUSE_S = 100, 0.05
 
 # Streams of random numbers; a subject's or a run's numbers do not depend on how many others there are.
 _SHARED, _SUBJECT, _RUN = 0, 1, 2
@@ -132,7 +131,7 @@ def simulate_study(
         n_subjects=_count("n_subjects", n_subjects),
         n_sessions=None if n_sessions is None else _count("n_sessions", n_sessions),
         n_runs=_count("n_runs", n_runs),
-        shape=_checked_shape(shape),
+        head=Head(_checked_shape(shape), smoothness_mm=_within("smoothness_mm", smoothness_mm, least=0.0)),
         conditions=_checked_conditions(conditions),
         n_blocks=_count("n_blocks", n_blocks),
         block_s=_within("block_s", block_s, above=0.0),
@@ -142,10 +141,14 @@ def simulate_study(
         similarity=_within("similarity", similarity, least=0.0, most=1.0),
         noise=_within("noise", noise, least=0.0),
         ar1=_within("ar1", ar1, above=-1.0, below=1.0),
-        smoothness_mm=_within("smoothness_mm", smoothness_mm, least=0.0),
         drift=_within("drift", drift, least=0.0),
         seed=_count("seed", seed, least=0),
     )
+    if study.n_volumes < _FEWEST_VOLUMES:
+        raise SourceError(
+            f"simulate_study: a run would have {study.n_volumes} volumes, fewer than {_FEWEST_VOLUMES}. "
+            "Make the blocks longer or more, or repetition_time shorter."
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SourceError(f"Cannot simulate a study in {path}: it exists and is not an empty folder. Choose another path or remove it.")
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
@@ -155,7 +158,7 @@ def simulate_study(
             path.rmdir()  # empty, checked above; renaming onto a folder fails on Windows
         partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
     return path
 
 
@@ -166,7 +169,7 @@ class _Study:
     n_subjects: int
     n_sessions: int | None
     n_runs: int
-    shape: tuple[int, int, int]
+    head: Head
     conditions: tuple[str, ...]
     n_blocks: int
     block_s: float
@@ -176,53 +179,8 @@ class _Study:
     similarity: float
     noise: float
     ar1: float
-    smoothness_mm: float
     drift: float
     seed: int
-
-    # --- space -----------------------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def zooms_mm(self) -> np.ndarray:
-        """Voxel sizes, shape (3,)."""
-        return _FIELD_OF_VIEW_MM / self.shape
-
-    @cached_property
-    def affine(self) -> np.ndarray:
-        """Voxel to world (mm, RAS+), shape (4, 4); the grid is centred on the brain."""
-        affine = np.diag([*self.zooms_mm, 1.0])
-        affine[:3, 3] = _BRAIN_CENTRE_MM - self.zooms_mm * (np.array(self.shape) - 1) / 2
-        return affine
-
-    def _distance(self, centre_mm: np.ndarray, radii_mm: np.ndarray) -> np.ndarray:
-        """Distance of each voxel from a centre, 1 on the ellipsoid with these radii; shape ``shape``."""
-        indices = np.moveaxis(np.indices(self.shape), 0, -1)
-        return np.asarray(np.linalg.norm((nib.affines.apply_affine(self.affine, indices) - centre_mm) / radii_mm, axis=-1))
-
-    @cached_property
-    def brain(self) -> np.ndarray:
-        """Mask of the brain, bool, shape ``shape``."""
-        return self._distance(_BRAIN_CENTRE_MM, _BRAIN_RADII_MM) <= 1
-
-    @cached_property
-    def region(self) -> np.ndarray:
-        """Mask of the planted region, bool, shape ``shape``: the brain's voxels nearest to its centre, as many as fill its volume."""
-        n_voxels = round(4 / 3 * np.pi * np.prod(_REGION_RADII_MM) / np.prod(self.zooms_mm))
-        distance = np.where(self.brain, self._distance(_REGION_CENTRE_MM, _REGION_RADII_MM), np.inf)
-        nearest = np.argsort(distance, axis=None, kind="stable")[: min(max(n_voxels, _SMALLEST_REGION), int(self.brain.sum()))]
-        region = np.zeros(self.shape, dtype=bool)
-        region.flat[nearest] = True
-        return region
-
-    def _smooth_maps(self, rng: np.random.Generator, n_maps: int) -> np.ndarray:
-        """Spatially smooth Gaussian maps of unit variance, float32, shape (*shape, n_maps)."""
-        # Padded by the kernel's reach and cut, so that the variance is the same at the border as inside.
-        sigma = self.smoothness_mm / np.sqrt(8 * np.log(2)) / self.zooms_mm
-        reach = np.ceil(2 * sigma).astype(int)
-        white = rng.standard_normal((*(np.array(self.shape) + 2 * reach), n_maps), dtype=np.float32)
-        smooth = gaussian_filter(white, (*sigma, 0.0), mode="wrap", truncate=2.0)
-        smooth = smooth[tuple(slice(r, r + n) for r, n in zip(reach, self.shape, strict=True))]
-        return smooth / smooth.std(dtype=np.float64).astype(np.float32)
 
     # --- response --------------------------------------------------------------------------------------------------------------------
 
@@ -232,13 +190,13 @@ class _Study:
     def effects(self, subject: int) -> np.ndarray:
         """Response of each voxel to each condition (percent signal change), float32, shape (*shape, n_conditions)."""
         n_conditions = len(self.conditions)
-        shared = self._smooth_maps(self._rng(_SHARED), n_conditions)
-        own = self._smooth_maps(self._rng(_SUBJECT, subject), n_conditions)
-        pattern = np.sqrt(self.similarity) * shared + np.sqrt(1 - self.similarity) * own
-        inside = pattern[self.region]
+        shared = self.head.smooth_maps(self._rng(_SHARED), n_conditions)
+        own = self.head.smooth_maps(self._rng(_SUBJECT, subject), n_conditions)
+        pattern = math.sqrt(self.similarity) * shared + math.sqrt(1 - self.similarity) * own
+        inside = pattern[self.head.region]
         inside = (inside - inside.mean(axis=0)) / inside.std(axis=0)
-        effects = np.zeros_like(pattern)
-        effects[self.region] = self.signal * (_ACTIVATION + inside)
+        effects: np.ndarray = np.zeros_like(pattern)
+        effects[self.head.region] = self.signal * (_ACTIVATION + inside)
         return effects
 
     @cached_property
@@ -267,20 +225,20 @@ class _Study:
 
     def brightness(self, subject: int) -> np.ndarray:
         """Mean image of a subject (scanner units), float32, shape ``shape``: zero outside the brain."""
-        texture = self._smooth_maps(self._rng(_SUBJECT, subject, 1), 1)[..., 0]
-        return np.where(self.brain, _BRAIN_INTENSITY * (1 + 0.05 * np.clip(texture, -3, 3)), 0).astype(np.float32)
+        texture = self.head.smooth_maps(self._rng(_SUBJECT, subject, 1), 1)[..., 0]
+        return np.where(self.head.brain, _BRAIN_INTENSITY * (1 + 0.05 * np.clip(texture, -3, 3)), 0).astype(np.float32)
 
     def _noise(self, rng: np.random.Generator) -> np.ndarray:
         """Stationary AR(1) noise, smooth in space (percent signal change), float32, shape (*shape, n_volumes)."""
-        innovations = self._smooth_maps(rng, self.n_volumes)
+        innovations = self.head.smooth_maps(rng, self.n_volumes)
         innovations[..., 1:] *= np.sqrt(1 - self.ar1**2)  # the first volume has the stationary variance already
-        noise: np.ndarray = lfilter(np.float32([1]), np.float32([1, -self.ar1]), innovations, axis=-1)
-        return np.float32(self.noise) * noise
+        numerator, denominator = np.array([self.noise], dtype=np.float32), np.array([1, -self.ar1], dtype=np.float32)
+        return np.asarray(lfilter(numerator, denominator, innovations, axis=-1))
 
     def _drift(self, rng: np.random.Generator) -> np.ndarray:
         """Linear and quadratic trends (percent signal change), float32, shape (*shape, n_volumes)."""
-        trends = np.polynomial.legendre.legvander(np.linspace(-1, 1, self.n_volumes), 2)[:, 1:].astype(np.float32)
-        return np.float32(self.drift) * self._smooth_maps(rng, 2) @ (trends * np.float32([1, 0.5])).T
+        trends = legvander(np.linspace(-1, 1, self.n_volumes), 2)[:, 1:] * [self.drift, self.drift / 2]
+        return np.asarray(self.head.smooth_maps(rng, 2) @ trends.T.astype(np.float32))
 
     def bold(self, subject: int, events: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
         """One run as the scanner stores it, int16, shape (*shape, n_volumes)."""
@@ -293,12 +251,18 @@ class _Study:
         percent += np.float32(_THERMAL_SD) * rng.standard_normal(percent.shape, dtype=np.float32)
         imaginary = np.float32(_THERMAL_SD) * rng.standard_normal(percent.shape, dtype=np.float32)
         magnitude = np.hypot(percent, imaginary, out=percent)
-        return np.clip(np.rint(magnitude, out=magnitude), 0, np.iinfo(np.int16).max).astype(np.int16)
+        np.rint(magnitude, out=magnitude)
+        return np.asarray(np.minimum(magnitude, np.iinfo(np.int16).max), dtype=np.int16)
 
     # --- files -----------------------------------------------------------------------------------------------------------------------
 
     def write(self, root: Path) -> None:
         """Write the whole data set below ``root``."""
+        # Every folder beforehand: where one run fails, those still being written by other threads cannot bring removed folders back.
+        for subject, session, _ in self._runs():
+            self._func_folder(root, subject, session).mkdir(parents=True, exist_ok=True)
+            for datatype in ("anat", "func"):
+                (self._truth_folder(root, subject) / datatype).mkdir(parents=True, exist_ok=True)
         self._write_descriptions(root)
         tasks = [dask.delayed(self._write_truth)(root, subject) for subject in range(self.n_subjects)]
         tasks += [dask.delayed(self._write_run)(root, *where) for where in self._runs()]
@@ -310,8 +274,15 @@ class _Study:
                 for run in range(self.n_runs):
                     yield subject, session, run
 
-    def _subject_label(self, subject: int) -> str:
-        return _label(subject, self.n_subjects)
+    def _entities(self, subject: int, session: int) -> list[str]:
+        entities = [f"sub-{_label(subject, self.n_subjects)}"]
+        return entities if self.n_sessions is None else [*entities, f"ses-{_label(session, self.n_sessions)}"]
+
+    def _func_folder(self, root: Path, subject: int, session: int) -> Path:
+        return root.joinpath(*self._entities(subject, session), "func")
+
+    def _truth_folder(self, root: Path, subject: int) -> Path:
+        return root / "derivatives" / _PIPELINE / self._entities(subject, 0)[0]
 
     def _write_descriptions(self, root: Path) -> None:
         truth = root / "derivatives" / _PIPELINE
@@ -319,42 +290,40 @@ class _Study:
         description = {"Name": "Simulated study", "BIDSVersion": _BIDS_VERSION, "DatasetType": "raw", "GeneratedBy": generated_by}
         _write_json(root / "dataset_description.json", description)
         _write_json(truth / "dataset_description.json", {**description, "Name": "Truth of a simulated study", "DatasetType": "derivative"})
-        readme = f"""Simulated by daskdecode {__version__}; no person was scanned.
-            Blocks of {", ".join(self.conditions)}; pattern of {self.signal:g} % signal change in the region vt, noise of {self.noise:g} %, seed {self.seed}.
-            Masks and planted patterns are in derivatives/{_PIPELINE}.
-            """
-        (root / "README").write_text("\n".join(line.strip() for line in readme.splitlines()), encoding="utf-8")
-        participants = pd.DataFrame({"participant_id": [f"sub-{self._subject_label(s)}" for s in range(self.n_subjects)]})
+        readme = (
+            f"Simulated by daskdecode {__version__}; no person was scanned.\n\n"
+            f"Blocks of {', '.join(self.conditions)}: a pattern of {self.signal:g} % signal change in the region vt,\n"
+            f"noise of {self.noise:g} %, seed {self.seed}.\n\n"
+            f"Masks and planted patterns are in derivatives/{_PIPELINE}.\n"
+        )
+        (root / "README").write_text(readme, encoding="utf-8")
+        participants = pd.DataFrame({"participant_id": [self._entities(s, 0)[0] for s in range(self.n_subjects)]})
         _write_tsv(root / "participants.tsv", participants)
         sidecar = {"RepetitionTime": self.repetition_time, "TaskName": _TASK}
         _write_json(root / f"task-{_TASK}_bold.json", sidecar)
 
     def _write_truth(self, root: Path, subject: int) -> None:
-        name = f"sub-{self._subject_label(subject)}"
-        folder = root / "derivatives" / _PIPELINE / name
-        self._write_image(folder / "anat" / f"{name}_desc-brain_mask.nii.gz", self.brain.astype(np.uint8))
-        self._write_image(folder / "anat" / f"{name}_label-vt_mask.nii.gz", self.region.astype(np.uint8))
+        folder = self._truth_folder(root, subject)
+        name = folder.name
+        self._write_image(folder / "anat" / f"{name}_desc-brain_mask.nii.gz", self.head.brain.astype(np.uint8))
+        self._write_image(folder / "anat" / f"{name}_label-vt_mask.nii.gz", self.head.region.astype(np.uint8))
         for condition, effect in zip(self.conditions, np.moveaxis(self.effects(subject), -1, 0), strict=True):
             contrast = _bids_label(condition)
             self._write_image(folder / "func" / f"{name}_task-{_TASK}_contrast-{contrast}_stat-effect_statmap.nii.gz", effect)
 
     def _write_run(self, root: Path, subject: int, session: int, run: int) -> None:
         rng = self._rng(_RUN, subject, session, run)
-        entities = [f"sub-{self._subject_label(subject)}"]
-        if self.n_sessions is not None:
-            entities.append(f"ses-{_label(session, self.n_sessions)}")
-        folder = root.joinpath(*entities, "func")
-        stem = "_".join([*entities, f"task-{_TASK}", f"run-{_label(run, self.n_runs)}"])
+        folder = self._func_folder(root, subject, session)
+        stem = "_".join([*self._entities(subject, session), f"task-{_TASK}", f"run-{_label(run, self.n_runs)}"])
         events = self.events(rng)
         _write_tsv(folder / f"{stem}_events.tsv", events)
         self._write_image(folder / f"{stem}_bold.nii.gz", self.bold(subject, events, rng))
 
     def _write_image(self, path: Path, values: np.ndarray) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = nib.Nifti1Image(values, self.affine)
+        image = nib.Nifti1Image(values, self.head.affine)
         image.header.set_xyzt_units("mm", "sec")
         if values.ndim == 4:
-            image.header.set_zooms((*self.zooms_mm, self.repetition_time))
+            image.header.set_zooms((*self.head.zooms_mm, self.repetition_time))
         image.to_filename(path)  # nibabel's gzip carries no time stamp: the same values are the same bytes
 
 
@@ -368,13 +337,20 @@ def _bids_label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", "", name)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder; another thread may be finishing a file in it."""
+    for _ in range(_REMOVAL_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVAL_PAUSE_S)
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_tsv(path: Path, table: pd.DataFrame) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, sep="\t", index=False, lineterminator="\n")
 
 
@@ -414,12 +390,10 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _checked_conditions(conditions: Sequence[str]) -> tuple[str, ...]:
-    names = (conditions,) if isinstance(conditions, str) else tuple(conditions)
-    labels = [_bids_label(str(name)) for name in names]
-    if not names or not all(labels) or len(set(labels)) < len(labels) or REST in names:
-        raise SourceError(
-            f"simulate_study: conditions must be different names, told apart by their letters and digits, none of them {REST!r}; found {names!r}."
-        )
-    if any(re.search(r"[\t\r\n]", name) for name in names):
-        raise SourceError(f"simulate_study: names of conditions must not hold tabs or line breaks, found {names!r}.")
+    names = (conditions,) if isinstance(conditions, str) else tuple(map(str, conditions))
+    labels = {_bids_label(name) for name in names}
+    if not names or "" in labels or len(labels) < len(names):
+        raise SourceError(f"simulate_study: conditions must be names told apart by their letters and digits, found {names!r}.")
+    if REST in names or any(re.search(r"[\t\r\n]", name) for name in names):
+        raise SourceError(f"simulate_study: a condition can neither be called {REST!r} nor hold tabs or line breaks, found {names!r}.")
     return names
