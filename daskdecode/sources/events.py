@@ -1,0 +1,169 @@
+"""Events in seconds become one label a volume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from daskdecode.errors import SourceError
+from daskdecode.schema import REST
+from daskdecode.sources.labels import MISSING, column_of, read_table
+
+GAP_S: Final = 4.0
+"""Events of one condition this close are one block: the response, some 5 s wide, does not fall back between them."""
+
+HRF_DELAY_S: Final = 4.0
+"""Shift between events and the volumes that show them; see the notes of :func:`events_to_labels` for where it comes from."""
+
+_TIME_DECIMALS: Final = 6  # microseconds: onsets are decimal numbers, and half a volume should be half a volume
+
+
+class _Block(NamedTuple):
+    onset: float
+    end: float
+    condition: str
+
+
+def events_to_labels(
+    events: str | os.PathLike[str] | pd.DataFrame,
+    n_volumes: int,
+    repetition_time: float,
+    *,
+    gap_s: float = GAP_S,
+    hrf_delay_s: float = HRF_DELAY_S,
+    rest: str = REST,
+) -> np.ndarray:
+    """Label every volume of a run with the condition that covers most of it.
+
+    1. Events of one condition whose gap (end to next onset) is at most `gap_s`, with nothing of another condition in it, are one block.
+    2. Blocks are shifted by `hrf_delay_s`.
+    3. Volume v was acquired from ``v * repetition_time`` to ``(v + 1) * repetition_time``. Where conditions cover less than half of it
+       it is `rest`; otherwise it belongs to the condition that covers most of it, and of two that cover it equally, to the one that
+       began later (its response is rising while the other's falls).
+    4. A block too short to win any volume (a single brief event) gets the one in which its middle falls, where that is still rest.
+
+    Parameters
+    ----------
+    events : path-like or DataFrame
+        BIDS events: columns ``onset`` and ``duration`` (seconds from the start of the first volume acquired; a duration of ``n/a`` is 0)
+        and ``trial_type``. Rows without a trial type are passed over.
+    n_volumes : int
+        Volumes acquired.
+    repetition_time : float
+        Seconds from one volume to the next.
+    gap_s : float
+        Longest gap within a block, seconds.
+    hrf_delay_s : float
+        Haemodynamic shift, seconds; 0 where the events have been shifted already.
+    rest : str
+        Label of volumes without a condition.
+
+    Returns
+    -------
+    ndarray of str, shape (n_volumes,)
+        Eager.
+
+    Raises
+    ------
+    SourceError
+        The table is missing or lacks a column, an onset or duration is no number, or no event falls within the run (onsets in
+        milliseconds, for example).
+
+    Notes
+    -----
+    A shift turns a block of stimuli into a block of volumes. The best one is where the response to a block passes half its height, not
+    where that to a single stimulus peaks (5 to 6 s): 4.5 s for blocks of 10 to 30 s with Glover's response function, and on subject 1 of
+    Haxby et al. (2001), whose stimuli last 0.5 s every 2 s, 3.75 s for the first block of a run.
+
+    Agreement with the labels that have come with that data set since PyMVPA, over 12 runs of 121 volumes (TR 2.5 s): 1356 of 1452
+    (93.4 %) with the default 4 s; at most 1404 (96.7 %), for 2 to 2.5 s. Its published events repeat every 36 s but its labels every
+    35.7 s, and so do the images: the shift that fits best falls from 3.75 s in the first block to 1.75 s in the last, which is a
+    matter of those onsets and not of blood flow. ``tests/sources/test_sources_events.py`` measures all of this.
+    """
+    blocks = list(_blocks(_event_table(events), gap_s))
+    shifted = [_Block(b.onset + hrf_delay_s, b.end + hrf_delay_s, b.condition) for b in blocks]
+    starts = np.arange(n_volumes) * repetition_time
+    labels = _by_coverage(shifted, starts, repetition_time, rest)
+    for onset, end, condition in shifted:
+        first, last = int(onset // repetition_time), int(end // repetition_time)
+        middle = int((onset + end) / 2 // repetition_time)
+        if 0 <= middle < n_volumes and labels[middle] == rest and condition not in labels[max(first, 0) : last + 1]:
+            labels[middle] = condition
+    if blocks and all(onset >= n_volumes * repetition_time or end < 0 for onset, end, _ in blocks):
+        raise SourceError(
+            f"No event of {_where(events)} falls within its run: onsets go from {blocks[0].onset:g} to {blocks[-1].onset:g}, but the run "
+            f"lasts {n_volumes * repetition_time:g} s ({n_volumes} volumes every {repetition_time:g} s). Onsets are seconds from its start."
+        )
+    return labels.astype(np.str_)
+
+
+def _where(events: str | os.PathLike[str] | pd.DataFrame) -> str:
+    return "The events table" if isinstance(events, pd.DataFrame) else str(events)
+
+
+def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
+    """Onset, end (seconds) and condition of every event that has one, by onset."""
+    where = _where(events)
+    table = events if isinstance(events, pd.DataFrame) else read_table(events, "events")
+    for name in ("onset", "duration", "trial_type"):
+        column_of(table, [name], where, required=True)
+    conditions = table["trial_type"].astype(str).str.strip()
+    onsets = pd.to_numeric(table["onset"], errors="coerce").to_numpy(dtype=np.float64)
+    missing = table["duration"].astype(str).str.strip().str.lower().isin(MISSING)
+    durations = pd.to_numeric(table["duration"].mask(missing, "0"), errors="coerce").to_numpy(dtype=np.float64)
+    named = ~conditions.str.lower().isin(MISSING).to_numpy()
+    for name, values, wrong in (
+        ("onset", onsets, ~np.isfinite(onsets)),
+        ("duration", durations, ~(np.isfinite(durations) & (durations >= 0))),
+    ):
+        if (wrong & named).any():
+            row = int((wrong & named).argmax())
+            raise SourceError(
+                f"{where} has {name} {table[name].iloc[row]!r} in row {row} (counted from 0): expected seconds"
+                f"{' >= 0' if np.isfinite(values[row]) else ''}."
+            )
+    tidy = pd.DataFrame({"onset": onsets, "end": onsets + durations, "condition": conditions.to_numpy()})[named]
+    return tidy.sort_values("onset", kind="stable", ignore_index=True)
+
+
+def _blocks(events: pd.DataFrame, gap_s: float) -> Iterator[_Block]:
+    """Join events of one condition over gaps of at most `gap_s` into which no other condition reaches; by onset."""
+    onsets, ends = events["onset"].to_numpy(), events["end"].to_numpy()
+    blocks = []
+    for condition, own in events.groupby("condition", sort=False):
+        other = (events["condition"] != condition).to_numpy()
+        open_block: _Block | None = None
+        for onset, end in zip(own["onset"], own["end"], strict=True):
+            if open_block is not None:
+                between = other & (onsets < onset) & (np.maximum(ends, onsets + 1e-9) > open_block.end)
+                if round(onset - open_block.end, _TIME_DECIMALS) <= gap_s and not (onset > open_block.end and between.any()):
+                    open_block = open_block._replace(end=max(open_block.end, end))
+                    continue
+                blocks.append(open_block)
+            open_block = _Block(onset, end, str(condition))
+        if open_block is not None:
+            blocks.append(open_block)
+    return iter(sorted(blocks))
+
+
+def _by_coverage(blocks: list[_Block], starts: np.ndarray, repetition_time: float, rest: str) -> np.ndarray:
+    """Label of every volume by the condition that covers most of it, `rest` where they all cover less than half."""
+    covered: dict[str, np.ndarray] = {}
+    began: dict[str, np.ndarray] = {}
+    for onset, end, condition in blocks:
+        within = np.minimum(end, starts + repetition_time) - np.maximum(onset, starts)
+        covered[condition] = covered.get(condition, 0.0) + np.maximum(within, 0.0)
+        began[condition] = np.where(within > 0, onset, began.get(condition, -np.inf))
+    labels = np.full(len(starts), rest, dtype=object)
+    most, latest, total = (np.zeros(len(starts)), np.full(len(starts), -np.inf), np.zeros(len(starts)))
+    for condition, seconds in covered.items():
+        seconds = seconds.round(_TIME_DECIMALS)
+        wins = (seconds > most) | ((seconds == most) & (seconds > 0) & (began[condition] > latest))
+        labels[wins], most[wins], latest[wins] = condition, seconds[wins], began[condition][wins]
+        total += seconds
+    labels[total < round(repetition_time / 2, _TIME_DECIMALS)] = rest
+    return labels
