@@ -5,6 +5,7 @@ Pure functions on NumPy arrays; the estimators are scikit-learn's.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Params = Mapping[str, Any]
 Scorer = Callable[[Any, Floats, Ints], float]
+
+
+_ONE_LIBLINEAR = threading.Lock()
+"""liblinear draws from one random generator a process and releases the GIL: fits that overlap in threads disturb each other's draws, and
+coefficients change by about 1e-5 from one run to the next. Fits of a process therefore take turns; Gram matrices and factors overlap."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ def fit_candidates(
     Fits
     """
     z_train, target = np.ascontiguousarray(z[problem.train]), problem.target[problem.train]
-    fitted = [build(problem.train.size, n_voxels, **params).fit(z_train, target) for params in candidates]
+    with _ONE_LIBLINEAR:
+        fitted = [build(problem.train.size, n_voxels, **params).fit(z_train, target) for params in candidates]
     scores = np.array([[float(scorer(model, z[test], problem.target[test])) for test in problem.tests] for model in fitted])
     n_unconverged = sum(_at_max_iter(model) for model in fitted)
     if not problem.keep:

@@ -97,6 +97,10 @@ class VoxelBlocks:
         joined: Delayed = dask.delayed(np.concatenate)(self._map(_Project(weights)))
         return joined
 
+    def map_sum(self, function: Any) -> Delayed:
+        """Sum of ``function(block)`` over the blocks, lazily."""
+        return tree_sum(self._map(function))
+
     def times(self, weights: Floats) -> Delayed:
         """X times the transpose of weights (n_columns, n_voxels), lazily (n_samples, n_columns) float64."""
         return tree_sum(self._map(_times, weights))

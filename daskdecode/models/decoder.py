@@ -1,0 +1,594 @@
+"""The decoder: scikit-learn's conventions, nilearn's names, the engine's arithmetic."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, Self
+
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, get_scorer
+from sklearn.model_selection import ParameterGrid
+from sklearn.utils.validation import check_is_fitted
+
+from daskdecode._version import __version__
+from daskdecode.data.mask import to_nifti, voxel_volume_mm3
+from daskdecode.data.preprocess import standardize_samples
+from daskdecode.engine.crossval import CrossValidated, Design, cross_validate, training_sets
+from daskdecode.engine.moments import Cells, Screening
+from daskdecode.engine.plan import Plan, Workload, make_plan
+from daskdecode.engine.solvers import MODELS, LinearModel
+from daskdecode.engine.sweep import VoxelBlocks
+from daskdecode.errors import DecodingError, nearest
+from daskdecode.models.samples import Samples, as_samples
+from daskdecode.models.splitters import inner_splits, mixes_groups, outer_splits
+
+_BRAIN_VOLUME_MM3 = 1_882_989.0
+"""Volume of the MNI152 brain mask: nilearn's reference for the screening percentile."""
+
+_FEWEST_VOXELS_TO_SCREEN = 100
+"""Screening is left out at this many voxels or fewer, as in nilearn."""
+
+
+class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Tell conditions apart from patterns of voxels: one linear model a class, cross-validated.
+
+    For two classes one model :math:`f(x) = w'x + b` with :math:`f > 0` for ``classes_[1]``; for more, one against the rest for each.
+    ``coef_`` is the mean over folds of each fold's best model. Folds, classes and hyperparameters are worked out on
+    :math:`K = XX'` (n x n): the data are read once, or in a few passes where they exceed the memory budget.
+
+    Parameters
+    ----------
+    estimator : {"svc", "svc_l2"}, default "svc"
+        ``svc``: :class:`sklearn.svm.LinearSVC` with squared hinge loss and L2 penalty, 10,000 iterations at most, ``random_state=0``.
+    mask : str, path, image or array, optional
+        Region to decode from: the name of a store's mask, or an image. Needed where X is NIfTI.
+    cv : "run", int, splitter or iterable, default "run"
+        Leave one run out; a number of stratified folds; any scikit-learn splitter; or (train, test) pairs.
+    param_grid : dict or list of dict, optional
+        Hyperparameters to try. Default for svc: ``C`` = 1, 10, 100. ``{}``: scikit-learn's defaults.
+    tune : {"nested", "held_out"}, default "nested"
+        Which samples choose hyperparameters. ``"nested"``: folds inside the training samples, so that ``cv_scores_`` are unbiased.
+        ``"held_out"``: the fold that is then reported, as in nilearn; the result says that it is optimistic (``optimistic_``).
+    screening_percentile : float or None, default 20
+        Share of voxels that each fold keeps by its training samples' F-test, in per cent of the volume of a standard brain (MNI152): in a
+        smaller mask a larger share is kept, up to all. For plain arrays, which have no volume, per cent of the columns. None, 100, or
+        100 voxels and fewer: no screening.
+    screening_n_features : int, optional
+        Number of voxels to keep instead; ``screening_percentile`` must then be None.
+    scoring : str or callable, optional
+        A scikit-learn scorer, applied to each binary problem (class against rest). Default ``"roc_auc"``. Multiclass accuracy is in
+        ``cv_metrics_`` whatever is asked here.
+    standardize : {"zscore_run", "zscore_sample", "psc", None}, default "zscore_run"
+        ``"zscore_run"``: within each run, so that nothing crosses between runs. ``"zscore_sample"``: over all samples before the split,
+        as in nilearn. See :func:`daskdecode.standardize`.
+    estimator_args : dict, optional
+        Further arguments of the estimator, such as ``class_weight="balanced"``.
+    memory_budget : str or int, optional
+        Bytes, or text such as ``"4GB"``. Default: half of the free memory.
+    progress : callable, optional
+        Called with (problems done, problems in all) as batches end.
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (n_classes,)
+        Sorted labels.
+    coef_, std_coef_ : ndarray of float64, shape (1 or n_classes, n_voxels)
+        Mean and standard deviation over folds, in the order of X's voxels, for the scaled data. Screened-out voxels count as 0.
+    intercept_ : ndarray of float64, shape (1 or n_classes,)
+    pattern_ : ndarray of float64, shape (1 or n_classes, n_voxels)
+        Haufe patterns, :math:`\operatorname{cov}(X, s) / \operatorname{var}(s)` with s the mean decision value over folds: where the
+        signal is, while ``coef_`` also says where noise is cancelled.
+    coef_img_, std_coef_img_, pattern_img_ : dict of str to Nifti1Image
+        The same as images, positive where the named class is higher. Only where X has a grid.
+    cv_ : list of (train, test)
+        Folds, as sample indices.
+    cv_scores_ : dict of str to list of float
+        Score of each fold, by class. The two classes of a binary problem share theirs.
+    cv_params_ : dict of str to dict of str to list
+        Hyperparameters chosen in each fold, by class and name.
+    cv_predictions_ : DataFrame
+        Out-of-fold predictions: sample, fold, run, label, predicted, ``decision_<class>``.
+    cv_metrics_ : DataFrame
+        For each fold: test runs, numbers of samples, accuracy and balanced accuracy over all classes, and ``chance``, the accuracy of
+        always giving the training samples' most frequent class.
+    confusion_ : DataFrame
+        Counts of true (rows) and predicted (columns) labels over all folds.
+    screening_percentile_ : float
+        Percentile in effect.
+    n_elements_, n_features_in_ : int
+        Number of voxels.
+    optimistic_ : bool
+        Whether hyperparameters were chosen on the reported folds.
+    scoring_ : str
+    plan_ : Plan
+    provenance_ : dict
+        What was run on what; JSON-able.
+
+    Notes
+    -----
+    The computations equal nilearn 0.14.1's with ``tune="held_out", standardize="zscore_sample"``, except that ``coef_img_`` has the sign of
+    the class it is named after and that an int ``cv`` is never replaced by leave-one-group-out.
+
+    Peak memory: see :meth:`explain`.
+
+    References
+    ----------
+    Hastie & Tibshirani 2004, Biostatistics 5:329-340 (the rotation); Haufe et al. 2014, NeuroImage 87:96-110 (patterns); Varoquaux et al.
+    2017, NeuroImage 145:166-179 (nested cross-validation).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskdecode import Decoder
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.tile(["cat", "face"], 20)
+    >>> X = rng.standard_normal((40, 300)) + 0.5 * (y == "face")[:, None]
+    >>> decoder = Decoder().fit(X, y, groups=np.repeat(np.arange(4), 10))
+    >>> bool(np.mean(decoder.cv_scores_["face"]) > 0.9)
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: str = "svc",
+        *,
+        mask: Any = None,
+        cv: Any = "run",
+        param_grid: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        tune: Literal["nested", "held_out"] = "nested",
+        screening_percentile: float | None = 20,
+        screening_n_features: int | None = None,
+        scoring: str | Callable[..., float] | None = None,
+        standardize: Literal["zscore_run", "zscore_sample", "psc"] | None = "zscore_run",
+        estimator_args: Mapping[str, Any] | None = None,
+        memory_budget: str | int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.mask = mask
+        self.cv = cv
+        self.param_grid = param_grid
+        self.tune = tune
+        self.screening_percentile = screening_percentile
+        self.screening_n_features = screening_n_features
+        self.scoring = scoring
+        self.standardize = standardize
+        self.estimator_args = estimator_args
+        self.memory_budget = memory_budget
+        self.progress = progress
+
+    # ------------------------------------------------------------------------------------------------------------- fitting
+
+    def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
+        """Cross-validate and average the folds' best models.
+
+        Parameters
+        ----------
+        X : Dataset, DataArray, dask array, array-like, NIfTI
+            A subject dataset (labels and runs are its own); a matrix (n_samples, n_features); or a path, an image or a sequence of them
+            together with ``mask=``.
+        y : array-like, shape (n_samples,), optional
+            Labels. Default: the dataset's ``label``.
+        groups : array-like, shape (n_samples,), optional
+            Runs. Default: the dataset's ``run``.
+
+        Returns
+        -------
+        Decoder
+            Itself. Eager: the data are read and decoded on the active Dask scheduler.
+
+        Raises
+        ------
+        DecodingError
+            Labels, runs, folds or parameters that make no decodable problem; before any data are read.
+        SelectionError
+            An unknown or empty mask.
+        MemoryBudgetError
+            With the arithmetic, where even the smallest steps exceed ``memory_budget``.
+        """
+        samples, design, plan, blocks = self._prepare(X, y, groups)
+        blocks, quality = _first_look(samples, blocks, plan)
+        found = cross_validate(blocks, design, plan, self.progress)
+        self._keep(samples, design, plan, found)
+        self._record(samples, design, plan, quality, found)
+        return self
+
+    def explain(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Plan:
+        """Say how :meth:`fit` would run on these data, without reading them: route and why, passes, memory, tasks.
+
+        Raises what :meth:`fit` would raise about labels, folds, parameters and memory.
+        """
+        return self._prepare(X, y, groups)[2]
+
+    def _prepare(self, X: Any, y: Any, groups: Any) -> tuple[Samples, Design, Plan, VoxelBlocks]:
+        model, candidates, scorer = self._check_parameters()
+        samples = as_samples(X, y, groups, self.mask)
+        if samples.y is None:
+            raise DecodingError("There are no labels: pass y=, one label a sample.")
+        classes, codes = np.unique(samples.y, return_inverse=True)
+        if classes.size < 2:
+            raise DecodingError(f"All {samples.y.size} samples have the label {classes[0]!s}: decoding needs at least two classes.")
+        splits = outer_splits(self.cv, samples.y, samples.groups)
+        nested = self.tune == "nested" and len(candidates) > 1
+        design = Design(
+            classes=codes.astype(np.intp),
+            targets=_targets(codes, classes.size),
+            outer=splits,
+            inner=[inner_splits(self.cv, train, samples.y, samples.groups) for train, _ in splits] if nested else None,
+            candidates=candidates,
+            build=partial(model.build, **(self.estimator_args or {})),
+            scorer=scorer,
+            screening=self._screening(samples),
+            voxel_order=samples.voxel_order,
+        )
+        blocks = VoxelBlocks(self._scale(samples))
+        return samples, design, make_plan(_workload(blocks, design), self.memory_budget), blocks
+
+    def _check_parameters(self) -> tuple[LinearModel, list[dict[str, Any]], Callable[..., float]]:
+        if self.estimator not in MODELS:
+            raise DecodingError(f"estimator={self.estimator!r} is not known. {nearest(str(self.estimator), MODELS)}")
+        if self.tune not in ("nested", "held_out"):
+            raise DecodingError(f"tune={self.tune!r} is not known. {nearest(str(self.tune), ['nested', 'held_out'])}")
+        if self.screening_n_features is not None and self.screening_percentile is not None:
+            raise DecodingError("screening_n_features and screening_percentile exclude each other: set screening_percentile=None.")
+        if self.screening_percentile is not None and not 0 < self.screening_percentile <= 100:
+            raise DecodingError(f"screening_percentile={self.screening_percentile} must lie above 0 and up to 100.")
+        if self.screening_n_features is not None and self.screening_n_features < 1:
+            raise DecodingError(f"screening_n_features={self.screening_n_features} must be at least 1.")
+        model = MODELS[self.estimator]
+        grid = ParameterGrid(_as_lists(model.param_grid if self.param_grid is None else self.param_grid))
+        candidates = [dict(params) for params in grid]
+        for params in candidates:
+            _check_params(model, {**(self.estimator_args or {}), **params})
+        try:
+            scorer = get_scorer("roc_auc" if self.scoring is None else self.scoring)
+        except ValueError as error:
+            raise DecodingError(f"scoring={self.scoring!r} is not a scikit-learn scorer (sklearn.metrics.get_scorer_names()).") from error
+        return model, candidates, scorer
+
+    def _screening(self, samples: Samples) -> Screening | None:
+        n_voxels = samples.x.shape[1]
+        if n_voxels <= _FEWEST_VOXELS_TO_SCREEN:
+            return None
+        if self.screening_n_features is not None:
+            return None if self.screening_n_features >= n_voxels else Screening(n_features=self.screening_n_features)
+        percentile = self._percentile(samples)
+        if percentile >= 100:
+            return None
+        if int(n_voxels * percentile / 100) < 1:
+            raise DecodingError(f"screening_percentile leaves none of {n_voxels} voxels (percentile in effect: {percentile}). Raise it.")
+        return Screening(percentile=percentile)
+
+    def _percentile(self, samples: Samples) -> int:
+        """Percentile in effect: a share of a standard brain, as nilearn's ``int(min(100, p * 1882989 / volume))``."""
+        if self.screening_percentile is None:
+            return 100
+        if samples.grid is None or self.screening_percentile >= 100:
+            return int(self.screening_percentile)
+        volume = voxel_volume_mm3(samples.grid) * samples.x.shape[1]
+        return int(min(100.0, self.screening_percentile * (_BRAIN_VOLUME_MM3 / volume)))
+
+    def _scale(self, samples: Samples) -> da.Array:
+        if self.standardize == "zscore_run" and samples.groups is None:
+            raise DecodingError("standardize='zscore_run' needs the run of each sample: pass groups=, or standardize='zscore_sample'.")
+        return standardize_samples(_finite(samples.x), samples.groups, self.standardize)
+
+    def _keep(self, samples: Samples, design: Design, plan: Plan, found: CrossValidated) -> None:
+        """Set the fitted attributes that are numbers and images."""
+        assert samples.y is not None
+        self.classes_ = np.unique(samples.y)
+        self.coef_, self.std_coef_, self.pattern_ = found.coef, found.std_coef, found.pattern
+        self.intercept_ = found.intercepts.mean(axis=0)
+        self.n_elements_ = self.n_features_in_ = int(samples.x.shape[1])
+        self.screening_percentile_ = float(self._percentile(samples))
+        self.cv_ = list(design.outer)
+        self.plan_ = plan
+        self.optimistic_ = self.tune == "held_out" and len(design.candidates) > 1
+        self.scoring_ = self.scoring if isinstance(self.scoring, str) else getattr(self.scoring, "__name__", str(self.scoring or "roc_auc"))
+        self._voxels = None if samples.grid is None else samples.grid["voxel"].values
+        names = [str(label) for label in self.classes_]
+        column = {name: 0 if len(names) == 2 else c for c, name in enumerate(names)}
+        self.cv_scores_ = {name: found.scores[:, c].tolist() for name, c in column.items()}
+        self.cv_params_ = {name: _columns([design.candidates[i] for i in found.chosen[:, c]]) for name, c in column.items()}
+        self.cv_predictions_ = _predictions(samples, design, self.classes_, found.decision)
+        self.cv_metrics_ = _metrics(self.cv_predictions_, design, samples)
+        self.confusion_ = _confusion(self.cv_predictions_, self.classes_)
+        if samples.grid is not None:
+            grid = samples.grid
+            sign = {name: -1.0 if len(names) == 2 and c == 0 else 1.0 for c, name in enumerate(names)}
+            self.coef_img_ = {name: to_nifti(sign[name] * self.coef_[c], grid) for name, c in column.items()}
+            self.std_coef_img_ = {name: to_nifti(self.std_coef_[c], grid) for name, c in column.items()}
+            self.pattern_img_ = {name: to_nifti(sign[name] * self.pattern_[c], grid) for name, c in column.items()}
+
+    def _record(self, samples: Samples, design: Design, plan: Plan, quality: tuple[int, int], found: CrossValidated) -> None:
+        """Set ``provenance_``, and warn of what a reader of the scores should know."""
+        notes = _notes(samples, design, plan, quality, found)
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
+        if self.optimistic_:
+            notes = [*notes, "Hyperparameters were chosen on the held-out folds whose scores are reported: the scores are optimistic."]
+        assert samples.y is not None
+        labels, counts = np.unique(samples.y.astype(str), return_counts=True)
+        self.provenance_: dict[str, Any] = {
+            **samples.source,
+            "estimator": self.estimator,
+            "estimator_args": {k: str(v) for k, v in (self.estimator_args or {}).items()},
+            "param_grid": [{k: _plain(v) for k, v in params.items()} for params in design.candidates],
+            "chosen": {c: {k: [_plain(v) for v in vs] for k, vs in p.items()} for c, p in self.cv_params_.items()},
+            "tune": self.tune,
+            "cv": str(self.cv) if isinstance(self.cv, str | int) or hasattr(self.cv, "split") else "list of folds",
+            "n_folds": len(design.outer),
+            "scoring": self.scoring_,
+            "standardize": self.standardize,
+            "screening_percentile": self.screening_percentile_,
+            "screening_n_features": self.screening_n_features,
+            "n_samples": int(samples.x.shape[0]),
+            "n_voxels": int(samples.x.shape[1]),
+            "mask": self.mask if isinstance(self.mask, str) else None,
+            "runs": [] if samples.groups is None else list(dict.fromkeys(samples.groups.tolist())),
+            "labels": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+            "n_nonfinite_voxels": quality[0],
+            "n_constant_voxels": quality[1],
+            "n_fits": plan.workload.n_fits,
+            "n_unconverged": found.n_unconverged,
+            "warnings": notes,
+            "versions": _versions(),
+        }
+
+    # ---------------------------------------------------------------------------------------------------------- prediction
+
+    def decision_function(self, X: Any, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Decision values of new samples.
+
+        The samples are scaled as ``standardize`` names it: ``"zscore_run"`` within each of their own runs, ``"zscore_sample"`` over all
+        samples given here (as nilearn does; a single sample is left as it is).
+
+        Parameters
+        ----------
+        X : like that of :meth:`fit`
+        groups : array-like, shape (n_samples,), optional
+            Runs. Default: the dataset's ``run``; for arrays and images, all samples are taken for one run.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_samples,) for two classes, else (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        samples = as_samples(X, None, groups, self.mask)
+        if samples.groups is None:
+            samples = Samples(samples.x, samples.y, np.zeros(samples.x.shape[0], dtype=str), samples.grid, samples.source)
+        weights = self._weights_for(samples)
+        x = _finite(samples.x) if samples.x.shape[0] == 1 else self._scale(samples)
+        decision = np.asarray(VoxelBlocks(x).times(weights).compute()) + self.intercept_
+        return np.asarray(decision[:, 0] if self.classes_.size == 2 else decision)
+
+    def _weights_for(self, samples: Samples) -> NDArray[np.float64]:
+        """Coefficients in the order of the new samples' voxels."""
+        if samples.x.shape[1] != self.n_elements_:
+            raise DecodingError(
+                f"X has {samples.x.shape[1]} voxels but the decoder was fitted on {self.n_elements_}: select the same mask."
+            )
+        if samples.grid is None or self._voxels is None:
+            return self.coef_
+        voxels = samples.grid["voxel"].values
+        ours, theirs = np.argsort(self._voxels), np.argsort(voxels)
+        if not np.array_equal(self._voxels[ours], voxels[theirs]):
+            raise DecodingError("X has other voxels than the decoder was fitted on: select the same mask.")
+        weights = np.empty_like(self.coef_)
+        weights[:, theirs] = self.coef_[:, ours]
+        return weights
+
+    def predict(self, X: Any, groups: ArrayLike | None = None) -> NDArray[Any]:
+        """Predict labels, ``classes_[1]`` where a binary decision value is positive, else the class with the largest one.
+
+        Parameters and scaling as for :meth:`decision_function`.
+
+        Returns
+        -------
+        ndarray, shape (n_samples,)
+        """
+        return _label_of(self.decision_function(X, groups), self.classes_)
+
+    def score(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> float:
+        """Score predictions on new samples with ``scoring``.
+
+        For more than two classes, ``"accuracy"`` and ``"balanced_accuracy"`` compare labels; other scorers are averaged over the
+        one-against-rest problems.
+
+        Returns
+        -------
+        float
+        """
+        check_is_fitted(self)
+        samples = as_samples(X, y, groups, self.mask)
+        if samples.y is None:
+            raise DecodingError("There are no labels to score against: pass y=, one label a sample.")
+        decision = self.decision_function(X, groups)
+        if self.classes_.size > 2 and self.scoring in ("accuracy", "balanced_accuracy"):
+            metric = accuracy_score if self.scoring == "accuracy" else balanced_accuracy_score
+            return float(metric(samples.y, _label_of(decision, self.classes_)))
+        scorer = get_scorer("roc_auc" if self.scoring is None else self.scoring)
+        columns = decision[:, None] if decision.ndim == 1 else decision
+        positive = self.classes_[1:] if self.classes_.size == 2 else self.classes_
+        values = columns.T
+        return float(
+            np.mean([scorer(_Decided(), v[:, None], np.where(samples.y == c, 1, -1)) for v, c in zip(values, positive, strict=True)])
+        )
+
+
+class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A fitted binary classifier whose single feature is its decision value: lets any scorer judge decisions that are already known."""
+
+    classes_ = np.array([-1, 1])
+
+    def decision_function(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(X[:, 0])
+
+    def predict(self, X: NDArray[np.float64]) -> NDArray[np.intp]:
+        return np.where(X[:, 0] > 0, 1, -1)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+def _first_look(samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[VoxelBlocks, tuple[int, int]]:
+    """Count voxels that are not finite or constant, and keep the scaled data where they fit, in the same pass."""
+    raw = VoxelBlocks(samples.x)
+    counts = raw.map_sum(_quality)
+    if not plan.in_memory:
+        return blocks, tuple(map(int, counts.compute()))  # type: ignore[return-value]
+    kept, counted = dask.persist(blocks.x, counts)
+    return VoxelBlocks(kept), tuple(map(int, counted.compute()))  # type: ignore[return-value]
+
+
+def _quality(x: NDArray[Any]) -> NDArray[np.intp]:
+    """Numbers of voxels with a value that is not finite, and of voxels that never change."""
+    bad = ~np.isfinite(x).all(axis=0)
+    return np.array([bad.sum(), (~bad & (x == x[:1]).all(axis=0)).sum()])
+
+
+def _finite(x: da.Array) -> da.Array:
+    """Set what is not finite to 0, as nilearn's maskers do."""
+    return da.map_blocks(np.nan_to_num, x, nan=0.0, posinf=0.0, neginf=0.0, dtype=x.dtype) if x.dtype.kind == "f" else x
+
+
+def _targets(codes: NDArray[Any], n_classes: int) -> NDArray[np.intp]:
+    """Binary problems: the second class against the first, or each against the rest; -1 or +1, shape (n_problems, n_samples)."""
+    positive = [1] if n_classes == 2 else range(n_classes)
+    return np.stack([np.where(codes == c, 1, -1) for c in positive]).astype(np.intp)
+
+
+def _workload(blocks: VoxelBlocks, design: Design) -> Workload:
+    sets = training_sets(design)
+    n_samples, n_voxels = blocks.shape
+    screening = design.screening
+    return Workload(
+        n_samples=n_samples,
+        n_voxels=n_voxels,
+        itemsize=blocks.x.dtype.itemsize,
+        n_kept=n_voxels if screening is None else screening.n_kept(n_voxels),
+        n_training_sets=len(sets),
+        n_folds=len(design.outer),
+        n_classes=len(design.targets),
+        n_candidates=len(design.candidates),
+        n_cells=0 if screening is None else int(Cells.of([s.train for s in sets], design.classes).counts.size),
+        n_blocks=blocks.n_blocks,
+        block_voxels=blocks.widest,
+    )
+
+
+def _as_lists(grid: Any) -> Any:
+    """Let a single value stand for a list of one, as users write ``{"C": 1}``."""
+    if isinstance(grid, Mapping):
+        return {k: list(v) if isinstance(v, Sequence | np.ndarray) and not isinstance(v, str) else [v] for k, v in grid.items()}
+    if isinstance(grid, Sequence) and all(isinstance(part, Mapping) for part in grid):
+        return [_as_lists(part) for part in grid]
+    raise DecodingError(f"param_grid must be a dict or a list of dicts; found {type(grid).__name__}.")
+
+
+def _check_params(model: LinearModel, params: Mapping[str, Any]) -> None:
+    """Build an estimator and let scikit-learn check its settings, before any data are read."""
+    try:
+        built = model.build(10, 20, **params)
+        built._validate_params()
+    except TypeError as error:
+        known = model.build(10, 20).get_params()
+        wrong = next((k for k in params if k not in known), str(error))
+        raise DecodingError(f"The estimator has no parameter {wrong!r}. {nearest(wrong, known)}") from error
+    except ValueError as error:
+        raise DecodingError(str(error)) from error
+
+
+def _label_of(decision: NDArray[np.float64], classes: NDArray[Any]) -> NDArray[Any]:
+    codes = (decision > 0).astype(np.intp) if decision.ndim == 1 else decision.argmax(axis=1)
+    return np.asarray(classes[codes])
+
+
+def _columns(params: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Turn a list of settings into lists by name; a name that a setting lacks is None there."""
+    names = dict.fromkeys(name for p in params for name in p)
+    return {name: [p.get(name) for p in params] for name in names}
+
+
+def _predictions(samples: Samples, design: Design, classes: NDArray[Any], decision: NDArray[np.float64]) -> pd.DataFrame:
+    rows = []
+    for fold, (_, test) in enumerate(design.outer):
+        values = decision[fold][:, test].T
+        table = pd.DataFrame({"sample": test, "fold": fold})
+        table["run"] = "" if samples.groups is None else samples.groups[test]
+        table["label"] = np.asarray(samples.y)[test]
+        table["predicted"] = _label_of(values[:, 0] if classes.size == 2 else values, classes)
+        for c, label in enumerate(classes):
+            table[f"decision_{label}"] = values[:, c] if classes.size > 2 else values[:, 0] * (1 if c else -1)
+        rows.append(table)
+    return pd.concat(rows, ignore_index=True)
+
+
+def _metrics(predictions: pd.DataFrame, design: Design, samples: Samples) -> pd.DataFrame:
+    rows = []
+    for fold, (train, _) in enumerate(design.outer):
+        table = predictions[predictions["fold"] == fold]
+        labels, counts = np.unique(np.asarray(samples.y)[train], return_counts=True)
+        with warnings.catch_warnings():
+            # A class that is predicted but absent from this fold's test samples: counted as wrong, which is what is meant.
+            warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+            warnings.filterwarnings("ignore", message="A single label was found")
+            balanced = balanced_accuracy_score(table["label"], table["predicted"])
+        rows.append(
+            {
+                "fold": fold,
+                "test_runs": ", ".join(dict.fromkeys(table["run"].astype(str))),
+                "n_train": train.size,
+                "n_test": len(table),
+                "accuracy": accuracy_score(table["label"], table["predicted"]),
+                "balanced_accuracy": balanced,
+                "chance": float((table["label"] == labels[counts.argmax()]).mean()),
+            }
+        )
+    return pd.DataFrame(rows).set_index("fold")
+
+
+def _confusion(predictions: pd.DataFrame, classes: NDArray[Any]) -> pd.DataFrame:
+    counts = confusion_matrix(predictions["label"], predictions["predicted"], labels=classes)
+    return pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted"))
+
+
+def _notes(samples: Samples, design: Design, plan: Plan, quality: tuple[int, int], found: CrossValidated) -> list[str]:
+    n_voxels = samples.x.shape[1]
+    notes = []
+    if quality[0]:
+        notes.append(f"{quality[0]} of {n_voxels} voxels have values that are not finite; those values were taken as 0.")
+    if quality[1]:
+        notes.append(f"{quality[1]} of {n_voxels} voxels are constant over the samples: they carry no information.")
+    if found.n_unconverged:
+        notes.append(
+            f"{found.n_unconverged} of {plan.workload.n_fits} fits stopped at their largest number of iterations. Scale the data, take "
+            "smaller C, or raise max_iter in estimator_args."
+        )
+    shared = mixes_groups(design.outer, samples.groups)
+    if shared:
+        notes.append(
+            f"{shared} of {len(design.outer)} folds have samples of the same run in training and test: noise that lasts over a run makes "
+            "their scores optimistic. cv='run' leaves whole runs out."
+        )
+    undefined = int(np.isnan(found.scores).sum())
+    if undefined:
+        notes.append(f"{undefined} scores are not defined (NaN): a test fold has a single class.")
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"daskdecode": __version__} | {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "dask", "xarray")}

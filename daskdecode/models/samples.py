@@ -1,0 +1,197 @@
+"""What a decoder is given, in one shape: a lazy matrix (samples, voxels), labels, runs, and the grid that leads back to images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from typing import Any
+
+import dask.array as da
+import nibabel as nib
+import numpy as np
+import xarray as xr
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+
+from daskdecode import schema
+from daskdecode.data.mask import apply_mask
+from daskdecode.errors import DecodingError, GridMismatchError, SelectionError
+from daskdecode.sources.nifti import read_header, stream_volumes, voxel_file_order
+
+_COLUMN_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples for decoding.
+
+    Attributes
+    ----------
+    x : dask array, shape (n_samples, n_voxels)
+        Lazy; as given, not scaled.
+    y : ndarray, shape (n_samples,), or None
+        Labels.
+    groups : ndarray of str, shape (n_samples,), or None
+        Run of each sample.
+    grid : Dataset or None
+        Voxel coordinates and attributes, without the signal: what :func:`daskdecode.to_nifti` needs.
+    source : dict
+        Where the data came from, for the record.
+    """
+
+    x: da.Array
+    y: NDArray[Any] | None
+    groups: NDArray[Any] | None
+    grid: xr.Dataset | None
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def voxel_order(self) -> NDArray[np.intp]:
+        """Columns in canonical order: C order of the grid where there is one."""
+        if self.grid is None:
+            return np.arange(self.x.shape[1], dtype=np.intp)
+        return np.argsort(self.grid[schema.VOXEL].values, kind="stable").astype(np.intp)
+
+
+def as_samples(X: Any, y: Any = None, groups: Any = None, mask: Any = None) -> Samples:
+    """Take any of the inputs of :meth:`daskdecode.Decoder.fit`.
+
+    Parameters
+    ----------
+    X : Dataset, DataArray, dask array, array-like, path or image, or a sequence of paths or images
+    y : array-like, shape (n_samples,), optional
+        Default: the ``label`` of a Dataset or DataArray.
+    groups : array-like, shape (n_samples,), optional
+        Default: the ``run`` of a Dataset or DataArray.
+    mask : str, path, image or array, optional
+        For a Dataset what :func:`daskdecode.apply_mask` takes; for NIfTI an image or path.
+
+    Raises
+    ------
+    DecodingError
+        Lengths differ, X is not 2-D, or its type is not known.
+    SelectionError
+        The mask is missing, empty, or on another grid.
+    """
+    if isinstance(X, xr.Dataset):
+        found = _from_dataset(X, mask)
+    elif _is_nifti(X):
+        found = _from_nifti(X, mask)
+    else:
+        if mask is not None:
+            raise DecodingError(f"mask= needs a grid, but X is a {type(X).__name__}: pass a Dataset or NIfTI, or select the columns of X.")
+        found = _from_dataarray(X) if isinstance(X, xr.DataArray) else _from_array(X)
+    n_samples = found.x.shape[0]
+    labels = found.y if y is None else _per_sample("y", y, n_samples)
+    runs = found.groups if groups is None else _per_sample("groups", groups, n_samples).astype(str)
+    if not n_samples or not found.x.shape[1]:
+        raise SelectionError(f"X has {n_samples} samples and {found.x.shape[1]} voxels: nothing to decode.")
+    return Samples(found.x, labels, runs, found.grid, found.source)
+
+
+def _per_sample(name: str, given: Any, n_samples: int) -> NDArray[Any]:
+    values: NDArray[Any] = np.asarray(given)
+    if values.ndim != 1 or values.size != n_samples:
+        raise DecodingError(f"{name} has shape {values.shape} but X has {n_samples} samples: {name} needs one value a sample.")
+    if values.dtype == object:
+        return values.astype(str)
+    return values
+
+
+def _from_dataset(ds: xr.Dataset, mask: Any) -> Samples:
+    if schema.BOLD not in ds:
+        raise DecodingError(f"The Dataset has no variable {schema.BOLD!r}: open it with daskdecode.open_subject. It has: {list(ds)}.")
+    if mask is not None:
+        ds = apply_mask(ds, mask)
+    source = {k: ds.attrs[k] for k in ("subject", "session", "task", "store", "repetition_time") if k in ds.attrs}
+    grid = ds.drop_vars(schema.BOLD).drop_dims(schema.TIME, errors="ignore")
+    bold = _from_dataarray(ds[schema.BOLD])
+    return Samples(bold.x, bold.y, bold.groups, grid, source)
+
+
+def _from_dataarray(bold: xr.DataArray) -> Samples:
+    if bold.ndim != 2:
+        raise DecodingError(f"X has dimensions {bold.dims}: decoding needs two, samples and features.")
+    if set(bold.dims) == {schema.TIME, schema.VOXEL}:
+        bold = bold.transpose(schema.TIME, schema.VOXEL)
+    samples_dim = bold.dims[0]
+    label, run = (bold.coords.get(name) for name in (schema.LABEL, schema.RUN))
+    y = np.asarray(label.values).astype(str) if label is not None and label.dims == (samples_dim,) else None
+    groups = schema.run_ids(bold) if run is not None and run.dims == (samples_dim,) else None
+    return Samples(_from_array(bold.data).x, y, groups, None, {})
+
+
+def _from_array(X: Any) -> Samples:
+    if not isinstance(X, da.Array):
+        X = np.asarray(X)
+        if X.ndim == 2 and X.dtype.kind in "fiub":
+            # name=False: nothing is cached by content, so hashing the data would buy nothing.
+            X = da.from_array(X, chunks=(max(1, X.shape[0]), _COLUMN_CHUNK), name=False)
+    if X.ndim != 2 or X.dtype.kind not in "fiub":
+        raise DecodingError(f"X must be a matrix of numbers (n_samples, n_features); found shape {X.shape}, dtype {X.dtype}.")
+    if any(np.isnan(size) for size in X.shape):
+        raise DecodingError("X is a dask array of unknown shape: call X.compute_chunk_sizes() first.")
+    return Samples(X, None, None, None, {})
+
+
+def _is_nifti(X: Any) -> bool:
+    if isinstance(X, str | PathLike | SpatialImage):
+        return True
+    return isinstance(X, Sequence) and len(X) > 0 and all(isinstance(x, str | PathLike | SpatialImage) for x in X)
+
+
+def _from_nifti(X: Any, mask: Any) -> Samples:
+    if mask is None:
+        raise DecodingError("X is NIfTI: pass mask= (an image or a path), or convert it once with daskdecode.convert and open the store.")
+    images = list(X) if isinstance(X, Sequence) and not isinstance(X, str) else [X]
+    mask_img = nib.load(mask) if isinstance(mask, str | PathLike) else mask
+    if not isinstance(mask_img, SpatialImage):
+        raise DecodingError(f"mask must be an image or a path when X is NIfTI; found {type(mask).__name__}.")
+    inside = np.asarray(mask_img.dataobj).astype(bool)
+    if inside.ndim == 4 and inside.shape[3] == 1:
+        inside = inside[..., 0]
+    voxels = np.flatnonzero(inside.ravel())
+    if not voxels.size:
+        raise SelectionError("The mask is empty: it has no voxel that is not zero.")
+    blocks = [_masked(image, mask_img.affine, inside.shape, voxels) for image in images]
+    x = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+    return Samples(_from_array(x).x, None, None, _grid(mask_img.affine, inside.shape, voxels), {"source": [_name(i) for i in images]})
+
+
+def _masked(image: Any, affine: NDArray[Any], shape: tuple[int, ...], voxels: NDArray[np.intp]) -> NDArray[np.floating]:
+    """Signals inside the mask, (n_volumes, n_voxels); files are streamed, never held whole."""
+    if isinstance(image, str | PathLike):
+        header = read_header(image)
+        _check_grid(fspath(image), header.shape, header.affine, shape, affine)
+        order = voxel_file_order(voxels, header.shape)
+        raw = np.concatenate([block[:, order] for _, block in stream_volumes(header)])
+        if header.scaled:
+            return np.asarray(raw * np.float64(header.slope) + np.float64(header.intercept))
+        return np.asarray(raw.astype(raw.dtype.newbyteorder("=") if raw.dtype.kind == "f" else np.float32))
+    volumes = image.shape[3] if len(image.shape) > 3 else 1
+    _check_grid(_name(image), image.shape[:3], image.affine, shape, affine)
+    data = np.asarray(image.dataobj).reshape(-1, volumes)[voxels].T
+    # nilearn's rule: floats keep their precision, integers become float32.
+    return np.ascontiguousarray(data if data.dtype.kind == "f" else data.astype(np.float32))
+
+
+def _check_grid(name: str, shape: Sequence[int], affine: NDArray[Any], mask_shape: Sequence[int], mask_affine: NDArray[Any]) -> None:
+    if tuple(shape) != tuple(mask_shape) or not np.allclose(affine, mask_affine, atol=1e-3):
+        raise GridMismatchError(
+            f"{name} lies on a grid of {tuple(shape)} voxels and the mask on one of {tuple(mask_shape)}, or their affines differ. "
+            "Resample the mask: nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+        )
+
+
+def _grid(affine: NDArray[Any], shape: tuple[int, ...], voxels: NDArray[np.intp]) -> xr.Dataset:
+    ijk = np.unravel_index(voxels, shape)
+    coords = {schema.VOXEL: (schema.VOXEL, voxels.astype(np.int64))}
+    coords |= {name: (schema.VOXEL, index.astype(np.int32)) for name, index in zip("ijk", ijk, strict=True)}
+    return xr.Dataset(coords=coords, attrs={"affine": np.asarray(affine, dtype=float).tolist(), "shape": list(map(int, shape))})
+
+
+def _name(image: Any) -> str:
+    if isinstance(image, str | PathLike):
+        return fspath(image)
+    return image.get_filename() or "image in memory"

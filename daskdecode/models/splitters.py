@@ -1,0 +1,163 @@
+"""Folds: which samples train and which test, outside and inside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
+
+from daskdecode.errors import DecodingError
+
+Ints = NDArray[np.intp]
+Split: TypeAlias = tuple[Ints, Ints]
+
+
+def outer_splits(cv: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Split]:
+    """Folds of a cross-validation.
+
+    Parameters
+    ----------
+    cv : "run", int, splitter or iterable
+        ``"run"``: leave one run out. An int: :class:`~sklearn.model_selection.StratifiedKFold` without shuffling (nilearn takes
+        leave-one-group-out instead, unasked, where groups are given). Else a scikit-learn splitter or an iterable of (train, test).
+    y : ndarray, shape (n_samples,)
+        Labels.
+    groups : ndarray, shape (n_samples,), or None
+        Run of each sample.
+
+    Returns
+    -------
+    list of (train, test)
+        Sorted sample indices.
+
+    Raises
+    ------
+    DecodingError
+        Fewer than two runs, no folds, a fold without samples, a class missing from a training set.
+    """
+    splits = _split(_splitter(cv), y, groups)
+    for number, (train, test) in enumerate(splits):
+        _check_fold(number, train, test, y, groups)
+    return splits
+
+
+def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Split]:
+    """Folds inside one training set, by the same rule as outside; indices count in the whole data.
+
+    A list of folds says nothing about other samples: there the rule is leave-one-run-out where runs are known, else five stratified folds.
+
+    Raises
+    ------
+    DecodingError
+        If the training set has a single run, or a class is missing from an inner training set.
+    """
+    rule: Any = _splitter(cv)
+    if isinstance(rule, list):
+        rule = StratifiedKFold(5) if groups is None else LeaveOneGroupOut()
+    inside_groups = None if groups is None else groups[train]
+    if isinstance(rule, LeaveOneGroupOut) and groups is not None and np.unique(groups[train]).size < 2:
+        raise DecodingError(
+            "tune='nested' chooses hyperparameters by leaving out one of the training runs, which needs at least 3 runs; there are "
+            f"{np.unique(groups).size}. Give a single setting (param_grid={{'C': 1}}), another cv=, or tune='held_out' (optimistic)."
+        )
+    try:
+        splits = _split(rule, y[train], inside_groups)
+    except ValueError as error:
+        raise DecodingError(f"tune='nested' cannot split a training set of {train.size} samples again with {rule}: {error}") from error
+    found = [(train[a], train[b]) for a, b in splits]
+    for a, _ in found:
+        missing = set(np.unique(y).tolist()) - set(np.unique(y[a]).tolist())
+        if missing:
+            raise DecodingError(
+                f"tune='nested': class {sorted(map(str, missing))[0]!r} is missing from a training set inside the training runs, because "
+                "too few runs have it. Give a single setting (param_grid={'C': 1}), another cv=, or tune='held_out' (optimistic)."
+            )
+    return found
+
+
+def mixes_groups(splits: Sequence[Split], groups: NDArray[Any] | None) -> int:
+    """Count the folds whose training and test samples share a run: their scores profit from noise that lasts over a run."""
+    if groups is None:
+        return 0
+    return sum(bool(np.intersect1d(groups[train], groups[test]).size) for train, test in splits)
+
+
+def _splitter(cv: Any) -> Any:
+    """Return something with ``split``, or a list of folds."""
+    if isinstance(cv, str):
+        if cv != "run":
+            raise DecodingError(f"cv={cv!r} is not known: give 'run', a number of folds, a scikit-learn splitter or a list of folds.")
+        return LeaveOneGroupOut()
+    if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
+        if cv < 2:
+            raise DecodingError(f"cv={cv}: cross-validation needs at least 2 folds.")
+        return StratifiedKFold(int(cv))
+    if hasattr(cv, "split"):
+        return cv
+    if isinstance(cv, Iterable):
+        return list(cv)
+    raise DecodingError(f"cv={cv!r} is not known: give 'run', a number of folds, a scikit-learn splitter or a list of folds.")
+
+
+def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Split]:
+    if isinstance(rule, list):
+        pairs = rule
+    else:
+        if isinstance(rule, LeaveOneGroupOut):
+            _check_runs(groups)
+        try:
+            pairs = list(rule.split(np.zeros((y.size, 1)), y, None if groups is None else _in_natural_order(groups)))
+        except ValueError as error:
+            raise DecodingError(f"{rule} cannot split {y.size} samples: {error}") from error
+    if not pairs:
+        raise DecodingError("cv gives no folds.")
+    try:
+        return [(_indices(train, y.size), _indices(test, y.size)) for train, test in pairs]
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DecodingError):
+            raise
+        raise DecodingError(f"cv must give pairs of (training, test) sample indices: {error}") from error
+
+
+def _in_natural_order(groups: NDArray[Any]) -> Ints:
+    """Number the runs so that run 2 comes before run 10: folds follow the numbers."""
+    names, codes = np.unique(groups.astype(str), return_inverse=True)
+    keys = [[(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)] for name in names]
+    rank = np.empty(names.size, dtype=np.intp)
+    rank[sorted(range(names.size), key=keys.__getitem__)] = np.arange(names.size)
+    return np.asarray(rank[codes])
+
+
+def _indices(samples: Any, n_samples: int) -> Ints:
+    samples = np.asarray(samples)
+    if samples.dtype == bool:
+        samples = np.flatnonzero(samples)
+    samples = np.unique(samples.astype(np.intp))
+    if samples.size and (samples[0] < 0 or samples[-1] >= n_samples):
+        raise DecodingError(f"A fold names sample {samples[-1]}, but there are {n_samples} samples (0 to {n_samples - 1}).")
+    return np.asarray(samples)
+
+
+def _check_runs(groups: NDArray[Any] | None) -> None:
+    if groups is None:
+        raise DecodingError("Leave-one-run-out needs the run of each sample: pass groups=, or another cv= (a number of folds, a splitter).")
+    runs = np.unique(groups)
+    if runs.size < 2:
+        raise DecodingError(f"Leave-one-run-out needs at least 2 runs, but all samples are of run {runs[0]!s}. Use cv=5, or add runs.")
+
+
+def _check_fold(number: int, train: Ints, test: Ints, y: NDArray[Any], groups: NDArray[Any] | None) -> None:
+    where = f"Fold {number}" if groups is None else f"Fold {number} (test run {', '.join(map(str, np.unique(groups[test])))})"
+    if not train.size or not test.size:
+        raise DecodingError(f"{where} has {train.size} training and {test.size} test samples: both need some.")
+    if np.intersect1d(train, test).size:
+        raise DecodingError(f"{where} trains and tests on the same samples.")
+    missing = [str(label) for label in np.unique(y) if not np.any(y[train] == label)]
+    if missing:
+        raise DecodingError(
+            f"{where}: class {', '.join(map(repr, missing))} has no training samples. Leave the class out, or use another cv=."
+        )
