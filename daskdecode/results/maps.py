@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from nibabel.processing import resample_from_to
 
 PLANES: Final = ("x", "y", "z")
 MOSAIC_SLICES: Final = 6
@@ -45,7 +46,8 @@ STATISTICS: Final = {
     "pattern": Statistic(
         "pattern_img_",
         "pattern",
-        "Forward model of the decoder (Haufe et al. 2014, NeuroImage 87:96-110). Positive where the signal rises with the evidence for the class.",
+        "Forward model of the decoder (Haufe et al. 2014, NeuroImage 87:96-110). Positive where the signal rises with the evidence "
+        "for the class.",
     ),
 }
 """The maps that are written, by the name that files give them (``stat-<name>``)."""
@@ -75,18 +77,17 @@ def load_background(background: Any, like: nib.Nifti1Image) -> np.ndarray:
     """
     if background is None:
         return np.zeros(nib.as_closest_canonical(like).shape[:3], dtype=np.float32)
-    image = nib.load(background) if isinstance(background, str | os.PathLike) else background
-    if len(image.shape) == 4:
-        image = nib.Nifti1Image(np.asanyarray(image.dataobj).mean(axis=3, dtype=np.float32), image.affine)
-    if image.shape[:3] != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3):
-        from nilearn.image import resample_to_img  # slow to import, and needed for an anatomical image only
-
-        image = resample_to_img(image, like, interpolation="linear", force_resample=True, copy_header=True)
-    return np.nan_to_num(np.asarray(nib.as_closest_canonical(image).dataobj, dtype=np.float32), posinf=0, neginf=0)
+    image: Any = nib.load(background) if isinstance(background, str | os.PathLike) else background
+    values = np.asarray(image.dataobj, dtype=np.float32)
+    values = np.nan_to_num(values.mean(axis=3) if values.ndim == 4 else values, posinf=0, neginf=0)
+    image = nib.Nifti1Image(values, image.affine)
+    if image.shape != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3):
+        image = resample_from_to(image, (like.shape[:3], like.affine), order=1)
+    return np.asarray(nib.as_closest_canonical(image).dataobj, dtype=np.float32)
 
 
 def colour_limit(values: np.ndarray) -> float:
-    """Magnitude at which colours saturate: the 99.5th percentile of what is not zero, so that one voxel cannot darken the rest; 0 for an empty map."""
+    """Magnitude at which colours saturate: the 99.5th percentile of what is not zero, so that one voxel cannot darken the rest."""
     magnitudes = np.abs(values[np.isfinite(values) & (values != 0)])
     return float(np.percentile(magnitudes, 99.5)) if magnitudes.size else 0.0
 
@@ -188,8 +189,8 @@ def draw_map(image: nib.Nifti1Image, background: Any = None) -> bytes:
 
     Notes
     -----
-    Planes of voxels are drawn as they are, without resampling. ``nilearn.plotting`` is not used here: it goes through pyplot's global state,
-    and raises on volumes one voxel thick and warns on empty maps.
+    Planes of voxels are drawn as they are, without resampling. ``nilearn.plotting`` is not used here: it goes through pyplot's global
+    state, raises on volumes one voxel thick and warns on empty maps.
     """
     canonical = nib.as_closest_canonical(image)
     values = np.nan_to_num(np.asarray(canonical.dataobj, dtype=np.float64), posinf=0, neginf=0)
@@ -198,7 +199,7 @@ def draw_map(image: nib.Nifti1Image, background: Any = None) -> bytes:
     volume = {
         "values": values,
         "background": under,
-        "bright": float(np.percentile(inside, 99)) if inside.size else 1.0,
+        "bright": 1.5 * float(np.percentile(inside, 99)) if inside.size else 1.0,  # mid-grey, so that colours stand out
         "limit": colour_limit(values),
         "affine": canonical.affine,
         "zooms": [float(z) for z in canonical.header.get_zooms()[:3]],

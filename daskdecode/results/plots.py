@@ -167,4 +167,15 @@ def class_chart(table: pd.DataFrame, score_name: str) -> Chart:
         pairs = zip(part["score"].astype(float), part["test_runs"], strict=True)
         dots += [Mark(x(s), y, f"{name}, left out: {runs}; {s:.3f}") for s, runs in pairs if math.isfinite(s)]
     ticks_at = [(x(t), f"{t:.2f}") for t in ticks]
-    return Chart(WIDTH, bottom + MARGIN_BOTTOM, left, right, top, bottom, dots, ticks_at, rows=rows, label=f"{score_name}, each class against the rest")
+    return Chart(
+        WIDTH,
+        bottom + MARGIN_BOTTOM,
+        left,
+        right,
+        top,
+        bottom,
+        dots,
+        ticks_at,
+        rows=rows,
+        label=f"{score_name}, each class against the rest",
+    )

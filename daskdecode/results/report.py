@@ -58,7 +58,10 @@ def _confusion(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for name, counts in zip(table.index, table.to_numpy(), strict=True):
         total = counts.sum()
-        cells = [{"count": int(c), "share": float(c / total) if total else 0.0, "hit": p == name} for p, c in zip(table.columns, counts, strict=True)]
+        cells = [
+            {"count": int(c), "share": float(c / total) if total else 0.0, "hit": p == name}
+            for p, c in zip(table.columns, counts, strict=True)
+        ]
         rows.append({"name": str(name), "total": int(total), "cells": cells})
     return rows
 

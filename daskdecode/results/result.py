@@ -20,7 +20,7 @@ import pandas as pd
 from daskdecode._version import __version__
 from daskdecode.errors import DaskDecodeError
 from daskdecode.results.maps import STATISTICS, class_maps
-from daskdecode.results.scores import check_fitted, score_table
+from daskdecode.results.scores import SCORE_COLUMNS, check_fitted, score_table
 
 BIDS_VERSION: Final = "1.10.0"
 _Writer = Callable[[Path], object]
@@ -29,8 +29,8 @@ _Writer = Callable[[Path], object]
 def entity_value(label: object, fallback: str = "unnamed") -> str:
     """Turn any label into a BIDS entity value, which holds letters and digits only: ``"scrambled pix!"`` becomes ``"scrambledPix"``."""
     ascii_label = unicodedata.normalize("NFKD", str(label)).encode("ascii", "ignore").decode()
-    first, *rest = re.findall(r"[A-Za-z0-9]+", ascii_label) or [fallback]
-    return first + "".join(word[:1].upper() + word[1:] for word in rest)
+    words: list[str] = re.findall(r"[A-Za-z0-9]+", ascii_label) or [fallback]
+    return words[0] + "".join(word[:1].upper() + word[1:] for word in words[1:])
 
 
 def entity_values(labels: Iterable[object]) -> dict[str, str]:
@@ -96,7 +96,7 @@ def _with_sidecar(name: str, table: pd.DataFrame, description: str, columns: Map
 
 def _scores(decoder: Any, stem: str) -> dict[str, _Writer]:
     table = score_table(decoder)
-    hyperparameters = {c: f"Value of {c} chosen for this fold and class." for c in table.columns[7:]}
+    hyperparameters = {c: f"Value of {c} chosen for this fold and class." for c in table.columns if c not in SCORE_COLUMNS}
     optimistic = " It was also used to choose the hyperparameters, so it is optimistic." if decoder.optimistic_ else ""
     columns = {
         "fold": "Number of the fold, from 0.",
@@ -153,7 +153,9 @@ def _maps(decoder: Any, stem: str) -> dict[str, _Writer]:
     for name, statistic, image in class_maps(decoder):
         base = _join(stem, f"desc-{values[name]}", f"stat-{statistic}", "statmap")
         files[f"{base}.nii.gz"] = image.to_filename  # nibabel writes gzip without time or name: same map, same bytes
-        files[f"{base}.json"] = _json_writer({"Class": name, "Classes": list(decoder.classes_), "Description": STATISTICS[statistic].meaning})
+        files[f"{base}.json"] = _json_writer(
+            {"Class": name, "Classes": list(decoder.classes_), "Description": STATISTICS[statistic].meaning}
+        )
     if files:
         return files
     problems = [str(c) for c in decoder.classes_][-len(decoder.coef_) :]  # two classes are one problem: the second one's

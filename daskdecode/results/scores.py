@@ -18,6 +18,9 @@ SCORING_NAMES: Final = {
 }
 """How a scoring is called in a sentence; others go by their own name."""
 
+SCORE_COLUMNS: Final = ("fold", "test_runs", "class", "score", "chance", "n_train", "n_test")
+"""Columns of :func:`score_table` that every decoder has; hyperparameters come after them."""
+
 
 def check_fitted(decoder: Any) -> None:
     """Raise :class:`~daskdecode.errors.DecodingError` where the decoder has nothing to show yet."""
@@ -98,9 +101,9 @@ def summarize(decoder: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``scoring``; ``score``, ``accuracy`` and ``balanced_accuracy``, each with ``mean``, ``sd`` (sample standard deviation over folds; None
-        for a single fold) and ``chance``; ``class_scores`` (mean a class); ``classes``, ``n_folds``, ``n_samples``, ``n_voxels``, ``subject``,
-        ``estimator``, ``tune`` and ``optimistic``, which is true where hyperparameters were chosen on the fold that is scored.
+        ``scoring``; ``score``, ``accuracy`` and ``balanced_accuracy``, each with ``mean``, ``sd`` (sample standard deviation over folds;
+        None for a single fold) and ``chance``; ``class_scores`` (mean a class); ``classes``, ``n_folds``, ``n_samples``, ``n_voxels``,
+        ``subject``, ``estimator``, ``tune`` and ``optimistic``: true where hyperparameters were chosen on the fold that is scored.
 
     Notes
     -----

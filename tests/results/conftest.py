@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.svm import LinearSVC
 
-AFFINE = np.array([[-3.5, 0, 0, 20.0], [0, 3.75, 0, -30.0], [0, 0, 4.0, -10.0], [0, 0, 0, 1]])  # x runs to the left, as in many scanners' files
+AFFINE = np.array([[-3.5, 0, 0, 20.0], [0, 3.75, 0, -30.0], [0, 0, 4.0, -10.0], [0, 0, 0, 1]])
 
 
 def ellipsoid(shape):
@@ -44,13 +44,15 @@ def cross_validate(X, y, runs, classes):
 
 @pytest.fixture
 def make_decoder():
-    def make(classes=("cat", "face"), *, shape=(7, 8, 9), grid=True, zero=False, optimistic=False, n_runs=6, scoring="roc_auc", **provenance):
+    def make(
+        classes=("cat", "face"), *, shape=(7, 8, 9), grid=True, zero=False, optimistic=False, n_runs=6, scoring="roc_auc", **provenance
+    ):
         rng = np.random.default_rng(0)
         inside = ellipsoid(shape)
         patterns = rng.normal(size=(len(classes), inside.sum())) * (np.argwhere(inside)[:, 1] < shape[1] // 3)
         codes = np.tile(np.repeat(np.arange(len(classes)), 4), n_runs)
         runs = np.repeat([f"{n + 1:02}" for n in range(n_runs)], 4 * len(classes))
-        X = rng.normal(size=(len(codes), inside.sum())) * 2 + patterns[codes]
+        X = rng.normal(size=(len(codes), inside.sum())) * 8 + patterns[codes]
         folds, coefs, scores, predictions, metrics = cross_validate(X, np.asarray(classes)[codes], runs, list(classes))
         coef = coefs.mean(0) * (0 if zero else 1)
         pattern = np.cov(X.T) @ coef.T
@@ -64,7 +66,8 @@ def make_decoder():
             classes_=np.asarray(classes), coef_=coef, intercept_=np.zeros(len(coef)), std_coef_=coefs.std(0), pattern_=pattern.T, cv_=folds,
             cv_scores_=scores, cv_params_={c: {"C": [1.0] * n_runs} for c in classes}, cv_predictions_=predictions, cv_metrics_=metrics,
             confusion_=pd.crosstab(predictions["label"], predictions["predicted"]).reindex(index=classes, columns=classes, fill_value=0),
-            optimistic_=optimistic, scoring_=scoring, provenance_=provenance, plan_="plan", screening_percentile_=20, n_elements_=int(inside.sum()),
+            optimistic_=optimistic, scoring_=scoring, provenance_=provenance, plan_="plan", screening_percentile_=20,
+            n_elements_=int(inside.sum()),
         )  # fmt: skip
         if grid:
             for name, values in (("coef", coef), ("std_coef", coefs.std(0)), ("pattern", pattern.T)):
