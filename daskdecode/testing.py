@@ -87,7 +87,7 @@ class CountingStore(WrapperStore[Store]):
             self.sets.append(key)
         await self._store.set(key, value)
 
-    def with_read_only(self, read_only: bool = False) -> CountingStore:
+    def with_read_only(self, read_only: bool = False) -> CountingStore:  # noqa: ARG002
         """Itself: a read-only copy would count apart."""
         return self
 
@@ -124,5 +124,5 @@ class NoCompute:
         self._config.__exit__(kind, value, traceback)
 
 
-def _refuse(dsk: Any, keys: Any, **kwargs: Any) -> NoReturn:
+def _refuse(_: Any, keys: Any, **kwargs: Any) -> NoReturn:  # noqa: ARG001
     raise UnexpectedComputeError(f"Computed {keys!r} where nothing should have been computed.")

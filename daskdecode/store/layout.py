@@ -40,7 +40,6 @@ VOXELS_PER_CHUNK: Final = (1024, 4096)
 """Fewer make too many files and too many reads, more make a region of interest read too much."""
 
 StoreLike = str | os.PathLike[str] | Store
-_NAME: Final = re.compile(r"[^\x00-\x1f/\\]+")
 
 
 # --- where ------------------------------------------------------------------------------------------------------------------------
@@ -50,12 +49,10 @@ def as_store(store: StoreLike, *, read_only: bool = False) -> Store:
     """The Zarr store at a local path or at any URL that fsspec knows; a Zarr store is returned as it is."""
     if isinstance(store, Store):
         return store
-    location = os.fspath(store)
-    if "://" in location or "::" in location:
-        if location.startswith("file://"):
-            return LocalStore(Path(location.removeprefix("file://")), read_only=read_only)
-        return FsspecStore.from_url(location, read_only=read_only)
-    return LocalStore(local_path(location), read_only=read_only)
+    path = local_path(store)
+    if path is None:
+        return FsspecStore.from_url(os.fspath(store), read_only=read_only)
+    return LocalStore(path, read_only=read_only)
 
 
 def local_path(store: StoreLike) -> Path | None:
@@ -84,21 +81,15 @@ def address(store: Store) -> str:
 
 def subject_node(subject: str) -> str:
     """Path of a subject's group."""
-    return f"sub-{_checked(subject, 'Subject')}"
+    return f"sub-{subject}"
 
 
 def run_node(subject: str, session: str | None, run: str) -> str:
     """Path of a run's group."""
-    parts = [subject_node(subject), f"run-{_checked(run, 'Run')}"]
+    parts = [subject_node(subject), f"run-{run}"]
     if session is not None:
-        parts.insert(1, f"ses-{_checked(session, 'Session')}")
+        parts.insert(1, f"ses-{session}")
     return "/".join(parts)
-
-
-def _checked(name: str, what: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise StoreError(f"{what} name {name!r} cannot name a part of a store: it is empty or has a slash, backslash or control character.")
-    return name
 
 
 # --- groups, read and written as the JSON they are ---------------------------------------------------------------------------------
@@ -151,7 +142,8 @@ def is_empty(store: Store) -> bool:
 
 def stored_nbytes(store: Store, path: str) -> int:
     """Bytes on disk below a path."""
-    return int(sync(store.getsize_prefix(path)))
+    nbytes: int = sync(store.getsize_prefix(path))
+    return nbytes
 
 
 def consolidate(store: Store, subjects: Iterable[str]) -> None:
@@ -166,6 +158,11 @@ def consolidate(store: Store, subjects: Iterable[str]) -> None:
             zarr.consolidate_metadata(store, path=path)
 
 
+def set_complete(store: Store) -> None:
+    """Say in the root that every run is there; its consolidated metadata stay."""
+    zarr.open_group(store, mode="r+", zarr_format=3).update_attributes({"complete": True})
+
+
 def require_readable(store: Store) -> dict[str, Any]:
     """Attributes of a store's root, if it is a study store of a format version that this code reads."""
     path = local_path(store)
@@ -175,7 +172,7 @@ def require_readable(store: Store) -> dict[str, Any]:
         raise StoreError(f"{address(store)} {what}. Make a study store with daskdecode.convert(source, store).")
     if attributes["format_version"] != FORMAT_VERSION:
         raise FormatVersionError(
-            f"{address(store)} has format version {attributes['format_version']}; this version of daskdecode reads version {FORMAT_VERSION}. "
+            f"{address(store)} has format version {attributes['format_version']}; this daskdecode reads version {FORMAT_VERSION}. "
             "Install the daskdecode that wrote it, or convert the sources again."
         )
     return attributes

@@ -1,0 +1,240 @@
+"""A study store as lazy xarray: metadata and labels are read, no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import WrapperStore
+
+from daskdecode.errors import IncompleteStoreError, SelectionError, StoreError, nearest
+from daskdecode.schema import BOLD, LABEL, MASK_PREFIX, RUN, SESSION, SUBJECT, TIME, VOXEL
+from daskdecode.store.layout import StoreLike, address, as_store, digest, read_dtype, require_readable
+from daskdecode.store.plan import fingerprints
+from daskdecode.store.write import is_written
+
+_N_THREADS = 8
+
+
+def open_subject(store: StoreLike, subject: str | None = None, session: str | None = None) -> xr.Dataset:
+    """Open one subject of a study store.
+
+    Parameters
+    ----------
+    store : path, URL or Zarr store
+    subject : str, optional
+        With or without ``sub-``; may be left out where there is only one.
+    session : str, optional
+        With or without ``ses-``; by default all sessions.
+
+    Returns
+    -------
+    Dataset
+        As described in :mod:`daskdecode.schema`: ``bold(time, voxel)`` is a Dask array with the chunks of the store, its runs one
+        after another. Integers of up to 16 bits are read as float32, scaled values (``slope * stored + intercept``) and longer
+        integers as float64, floats as they are. Coordinates and masks are in memory.
+
+    Raises
+    ------
+    StoreError
+        There is no study store, or it cannot be read; :class:`~daskdecode.errors.IncompleteStoreError` where its conversion has not
+        ended, :class:`~daskdecode.errors.FormatVersionError` where another version wrote it.
+    SelectionError
+        There is no such subject or session, or several and none is named.
+
+    Notes
+    -----
+    Lazy. A chunk that is damaged or missing on disk raises :class:`~daskdecode.errors.StoreError` when it is computed.
+    """
+    opened = as_store(store, read_only=True)
+    root = require_complete(opened)
+    runs = root["plan"]["runs"]
+    name = _choose(subject, list(dict.fromkeys(run["subject"] for run in runs)), "subject", "sub-", opened)
+    runs = [run for run in runs if run["subject"] == name]
+    if session is not None:
+        named = [run["session"] for run in runs if run["session"] is not None]
+        chosen = _choose(session, list(dict.fromkeys(named)), "session", "ses-", opened)
+        runs = [run for run in runs if run["session"] == chosen]
+    return _open_runs(opened, root, runs)
+
+
+def open_study(store: StoreLike) -> xr.DataTree:
+    """Open all subjects of a study store.
+
+    Parameters
+    ----------
+    store : path, URL or Zarr store
+
+    Returns
+    -------
+    DataTree
+        A node ``sub-<id>`` for each subject, with nodes ``ses-<id>`` below where there are sessions; the dataset of each is what
+        :func:`open_subject` gives for it.
+
+    Raises
+    ------
+    StoreError
+
+    Notes
+    -----
+    Lazy.
+    """
+    opened = as_store(store, read_only=True)
+    root = require_complete(opened)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in root["plan"]["runs"]:
+        groups.setdefault(run["node"].rpartition("/")[0], []).append(run)
+    tree = xr.DataTree.from_dict({f"/{node}": _open_runs(opened, root, runs) for node, runs in groups.items()})
+    tree.attrs = {"format_version": root["format_version"], "store": address(opened)}
+    return tree
+
+
+def require_complete(store: Store) -> dict[str, Any]:
+    """Attributes of the root of a store whose conversion has ended.
+
+    Raises
+    ------
+    StoreError
+    IncompleteStoreError
+        Names the runs that are missing.
+    """
+    root = require_readable(store)
+    if not root["complete"]:
+        missing, total = missing_runs(store, root), len(root["plan"]["runs"])
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise IncompleteStoreError(
+            f"The conversion to {address(store)} has not finished: "
+            + (f"{len(missing)} of {total} runs are missing ({shown})" if missing else "its runs are there, but it was not closed")
+            + ". Call convert again with the same source to resume it."
+        )
+    return root
+
+
+def missing_runs(store: Store, root: Mapping[str, Any]) -> list[str]:
+    """Nodes of the planned runs that are not whole, in the order of the plan."""
+    expected = fingerprints(root["plan"])
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        written = list(pool.map(lambda item: is_written(store, *item), expected.items()))
+    return [node for node, there in zip(expected, written, strict=True) if not there]
+
+
+def _choose(name: str | None, known: list[str], what: str, prefix: str, store: Store) -> str:
+    if name is None:
+        if len(known) != 1:
+            raise SelectionError(f"{address(store)} has {len(known)} {what}s: name one. {nearest('', known)}")
+        return known[0]
+    plain = str(name).removeprefix(prefix)
+    if plain not in known:
+        raise SelectionError(f"There is no {what} {plain!r} in {address(store)}. {nearest(plain, known)}")
+    return plain
+
+
+# --- building the dataset ---------------------------------------------------------------------------------------------------------
+
+
+def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]) -> xr.Dataset:
+    """Runs of one subject as one dataset."""
+    subject = runs[0]["subject"]
+    node = next(entry["node"] for entry in root["plan"]["subjects"] if entry["subject"] == subject)
+    # The subject's own consolidated metadata: one read, however many subjects the study has.
+    group: Any = zarr.open_group(_Whole(store), path=node, mode="r", zarr_format=3)
+    relative = [run["node"].removeprefix(f"{node}/") for run in runs]
+    attributes = dict(group.attrs)
+    masks = [f"{MASK_PREFIX}{name}" for name in attributes["masks"]]
+    small = [VOXEL, *masks, *(f"{run}/{name}" for run in relative for name in (TIME, LABEL))]
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        read = dict(zip(small, pool.map(lambda path: np.asarray(group[path][:]), small), strict=True))
+    voxel = read[VOXEL]
+    i, j, k = (index.astype(np.int32) for index in np.unravel_index(voxel, tuple(attributes["shape"])))
+    lengths = [len(read[f"{run}/{TIME}"]) for run in relative]
+    labels = [np.array(group[f"{run}/{LABEL}"].attrs["labels"], dtype=np.str_)[read[f"{run}/{LABEL}"]] for run in relative]
+    along_time = {
+        TIME: (TIME, np.concatenate([read[f"{run}/{TIME}"] for run in relative]), {"units": "s"}),
+        RUN: (TIME, _repeated([run["run"] for run in runs], lengths)),
+        LABEL: (TIME, np.concatenate(labels)),
+        SUBJECT: (TIME, _repeated([run["subject"] for run in runs], lengths)),
+    }
+    sessions = [run["session"] for run in runs]
+    if any(session is not None for session in sessions):
+        along_time[SESSION] = (TIME, _repeated([session or "" for session in sessions], lengths))
+    along_voxel = {VOXEL: (VOXEL, voxel), "i": (VOXEL, i), "j": (VOXEL, j), "k": (VOXEL, k), **{m: (VOXEL, read[m]) for m in masks}}
+    bold = da.concatenate([_lazy(group, store, run, node) for run in relative], axis=0, allow_unknown_chunksizes=False)
+    return xr.Dataset(
+        {BOLD: ((TIME, VOXEL), bold)},
+        coords={**along_time, **along_voxel},
+        attrs=_attributes(attributes, root, set(sessions), address(store)),
+    )
+
+
+def _repeated(names: Iterable[str], lengths: list[int]) -> np.ndarray:
+    return np.repeat(np.array(list(names), dtype=np.str_), lengths)
+
+
+def _attributes(subject: Mapping[str, Any], root: Mapping[str, Any], sessions: set[str | None], where: str) -> dict[str, Any]:
+    kept = ("affine", "shape", "qform_code", "sform_code", "repetition_time", "subject")
+    attributes = {name: subject[name] for name in kept}
+    only = next(iter(sessions)) if len(sessions) == 1 else None
+    return {**attributes, **({SESSION: only} if only is not None else {}), "format_version": root["format_version"], "store": where}
+
+
+def _lazy(group: Any, store: Store, run: str, node: str) -> da.Array:
+    """The bold signal of one run, one task a chunk on disk."""
+    source = _ScaledRun(group[f"{run}/{BOLD}"], f"{node}/{run}", address(store))
+    token = digest([address(store), node, run, group[run].attrs["fingerprint"], group.attrs["fingerprint"]])[:32]
+    meta = np.empty((0, 0), dtype=source.dtype)
+    bold: da.Array = da.from_array(source, chunks=source.chunks, name=f"{BOLD}-{token}", asarray=False, lock=False, meta=meta)
+    return bold
+
+
+class _ScaledRun:
+    """What Dask slices: stored values of a run, read and scaled when asked for."""
+
+    ndim = 2
+
+    def __init__(self, array: Any, run: str, where: str) -> None:
+        attributes = dict(array.attrs)
+        self._array, self._run, self._where = array, run, where
+        self._scaling = (attributes["scale_factor"], attributes["add_offset"]) if "scale_factor" in attributes else None
+        self.shape, self.chunks = array.shape, array.chunks
+        self.dtype = read_dtype(array.dtype, scaled=self._scaling is not None)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        values = read_stored(self._array, index, self._run, self._where).astype(self.dtype, copy=False)
+        if self._scaling is not None:
+            values *= self._scaling[0]
+            values += self._scaling[1]
+        return values
+
+
+def read_stored(array: Any, index: Any, run: str, where: str) -> np.ndarray:
+    """Read stored values, unscaled; damage is an error that says in which run of which store.
+
+    Raises
+    ------
+    StoreError
+        A chunk is missing or does not match its checksum.
+    """
+    try:
+        return np.asarray(array[index])
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise StoreError(
+            f"A chunk of run {run} in {where} cannot be read: {error}. It was damaged after the conversion: restore it from a copy, or "
+            "convert again with overwrite=True. daskdecode verify says what else is damaged."
+        ) from error
+
+
+class _Whole(WrapperStore[Store]):
+    """A store in which every chunk has to be there: Zarr reads one that is not as zeros, without a word."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await self._store.get(key, prototype, byte_range)
+        if found is None and "/c/" in key:
+            raise KeyError(f"{key} is missing")
+        return found
