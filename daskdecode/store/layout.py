@@ -224,7 +224,7 @@ def voxel_chunk(longest: int, n_voxels: int, itemsize: int) -> int:
     """
     fewest, most = VOXELS_PER_CHUNK
     fitting = max(1, CHUNK_NBYTES // (longest * itemsize))
-    return min(n_voxels, max(fewest, min(most, 2 ** (fitting.bit_length() - 1))))
+    return min(n_voxels, max(fewest, min(most, 1 << (fitting.bit_length() - 1))))
 
 
 def create_bold(

@@ -236,9 +236,10 @@ def find_brain(means: Sequence[np.ndarray], affine: np.ndarray, subject: str) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty mask is an error below
         try:
-            inside = np.asarray(compute_epi_mask(mean, opening=opening).dataobj) != 0
+            found = compute_epi_mask(mean, opening=opening)
         except (ValueError, IndexError) as error:
             raise _no_brain(subject, str(error)) from error
+    inside: np.ndarray = np.asarray(found.dataobj).astype(bool)
     if not inside.any():
         raise _no_brain(subject, "the mask is empty")
     return inside

@@ -144,7 +144,7 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
     subject = runs[0]["subject"]
     node = next(entry["node"] for entry in root["plan"]["subjects"] if entry["subject"] == subject)
     # The subject's own consolidated metadata: one read, however many subjects the study has.
-    group: Any = zarr.open_group(_Whole(store), path=node, mode="r", zarr_format=3)
+    group: Any = zarr.open_group(Whole(store), path=node, mode="r", zarr_format=3)
     relative = [run["node"].removeprefix(f"{node}/") for run in runs]
     attributes = dict(group.attrs)
     masks = [f"{MASK_PREFIX}{name}" for name in attributes["masks"]]
@@ -230,10 +230,11 @@ def read_stored(array: Any, index: Any, run: str, where: str) -> np.ndarray:
         ) from error
 
 
-class _Whole(WrapperStore[Store]):
+class Whole(WrapperStore[Store]):
     """A store in which every chunk has to be there: Zarr reads one that is not as zeros, without a word."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """As Zarr asks for it."""
         found = await self._store.get(key, prototype, byte_range)
         if found is None and "/c/" in key:
             raise KeyError(f"{key} is missing")
