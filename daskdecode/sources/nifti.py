@@ -25,6 +25,7 @@ BLOCK_NBYTES: Final = 16 * 2**20
 """Blocks above 32 MiB cost a tenth more time: the allocator hands each one back to the system and faults its pages in again."""
 
 _SKIP_NBYTES: Final = 2**20
+_BEST_COMPRESSION: Final = 1032  # deflate spends at least 2 bits on 258 bytes
 
 
 def stream_volumes(
@@ -73,8 +74,9 @@ def stream_volumes(
 def check_length(header: NiftiHeader) -> None:
     """Raise where the file cannot hold the volumes that its header announces.
 
-    A plain file is judged by its size. A gzip file says how long it was in its last four bytes; only where that disagrees (several
-    members, or truncation, which leaves arbitrary bytes at the end) is it decompressed, in bounded memory.
+    A plain file is judged by its size, and so is a gzip file that even the best compression could not make so small. Other gzip
+    files say how long they were in their last four bytes; only where that disagrees (several members, or truncation, which leaves
+    arbitrary bytes at the end) is the file decompressed, in bounded memory.
 
     Raises
     ------
@@ -82,7 +84,13 @@ def check_length(header: NiftiHeader) -> None:
         The file is too short, or longer by a volume or more.
     """
     expected = header.data_offset + header.data_nbytes
+    size = header.data_path.stat().st_size
     if header.is_compressed:
+        if size * _BEST_COMPRESSION < expected:
+            raise CorruptFileError(
+                f"{header.data_path} has {size} bytes, which cannot hold the {expected} that its header announces, however well "
+                "compressed. It is truncated or its header is damaged: copy or download it again."
+            )
         with header.data_path.open("rb") as file:
             file.seek(-4, os.SEEK_END)
             (length_modulo,) = struct.unpack("<I", file.read(4))
@@ -90,10 +98,9 @@ def check_length(header: NiftiHeader) -> None:
             for _ in stream_volumes(header):
                 pass
         return
-    found = header.data_path.stat().st_size
-    if found < expected:
-        raise _too_short(header, max(0, found - header.data_offset))
-    if found >= expected + header.volume_nbytes:
+    if size < expected:
+        raise _too_short(header, max(0, size - header.data_offset))
+    if size >= expected + header.volume_nbytes:
         raise _too_long(header)
 
 
@@ -185,7 +192,8 @@ def _read_block(stream: IO[bytes], header: NiftiHeader, first: int, n: int) -> n
     try:
         data = stream.read(wanted)
     except READ_ERRORS as error:
-        raise _damaged(header, f"between volumes {first} and {first + n - 1}", error) from error
+        reached = min(max((stream.tell() - header.data_offset) // header.volume_nbytes, first), first + n - 1)
+        raise _damaged(header, f"in or soon after volume {reached}", error) from error
     if len(data) < wanted:
         raise _too_short(header, first * header.volume_nbytes + len(data))
     return np.frombuffer(data, dtype=header.dtype).reshape(n, header.n_voxels)

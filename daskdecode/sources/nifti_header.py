@@ -23,6 +23,7 @@ _FORMATS: Final = {
 # Time units in xyzt_units; Hz, ppm and rad/s (32, 40, 48) are units of a spectrum, not of time.
 _UNKNOWN_UNIT, _SECONDS = 0, {8: 1.0, 16: 1e-3, 24: 1e-6}
 _LONGEST_TR_S: Final = 100.0
+_LARGEST_HEADER_NBYTES: Final = 2**28  # a damaged offset should not make us ask for a terabyte
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +191,7 @@ def parse_header(raw: bytes, path: Path, *, is_pair: bool) -> Any:
 def data_offset_of(header: Any, path: Path) -> int:
     """Byte at which the voxels begin."""
     offset = float(header["vox_offset"])
-    if not (np.isfinite(offset) and offset >= 0 and offset == int(offset)):
+    if not (0 <= offset <= _LARGEST_HEADER_NBYTES and offset == int(offset)):
         raise SourceError(f"The NIfTI header of {path} says that the voxels begin at byte {offset}, which cannot be.")
     # Some writers of single files leave the field at 0 and mean "right after the header".
     return max(int(offset), header.single_vox_offset) if header.is_single else int(offset)

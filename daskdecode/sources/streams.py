@@ -86,4 +86,4 @@ def read_or_explain(stream: IO[bytes], n: int, path: Path) -> bytes:
     try:
         return stream.read(n)
     except READ_ERRORS as error:
-        raise CorruptFileError(f"The header of {path} cannot be read: {error}. The file is damaged: copy it again.") from error
+        raise CorruptFileError(f"{path} cannot be read: {error}. The file is damaged: copy or download it again.") from error
