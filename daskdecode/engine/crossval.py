@@ -17,7 +17,7 @@ import numpy as np
 from dask.delayed import Delayed
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
-from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, screen
+from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, class_scores
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.rotation import Factor
 from daskdecode.engine.solvers import Fits, Params, Problem, Scorer, fit_candidates
@@ -149,11 +149,12 @@ def _screen_all(blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet]
     if design.screening is None:
         return None
     cells = Cells.of([s.train for s in sets], design.classes)
-    sums = blocks.sums(cells).compute()[..., design.voxel_order]
+    sums = blocks.sums(cells).compute()
     masks = np.zeros((len(sets), len(design.targets), blocks.shape[1]), dtype=bool)
     for s, fold in enumerate(sets):
         for c, target in enumerate(design.targets):
-            masks[s, c, design.voxel_order] = screen(sums, cells, fold.train, target > 0, design.screening)
+            scores = class_scores(sums, cells, fold.train, target > 0)[design.voxel_order]
+            masks[s, c, design.voxel_order] = design.screening.keep(scores)
     return masks
 
 

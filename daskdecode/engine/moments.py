@@ -139,8 +139,8 @@ class Screening:
         return np.asarray(chosen.get_support(), dtype=bool)
 
 
-def screen(sums: Floats, cells: Cells, train: Ints, positive: Bools, screening: Screening) -> Bools:
-    """Select the voxels of one training set and one problem.
+def class_scores(sums: Floats, cells: Cells, train: Ints, positive: Bools) -> Floats:
+    """F-test of every voxel for one training set and one class against the rest.
 
     Parameters
     ----------
@@ -151,14 +151,12 @@ def screen(sums: Floats, cells: Cells, train: Ints, positive: Bools, screening: 
         Sample indices of the training set.
     positive : ndarray of bool, shape (n_samples,)
         The samples of the class that is set against the rest.
-    screening : Screening
 
     Returns
     -------
-    ndarray of bool, shape (n_voxels,)
+    ndarray of float64, shape (n_voxels,)
     """
     inside = cells.within(train)
     of_class = inside & positive[cells.first]
     total, squares = sums[0][inside].sum(axis=0), sums[1][inside].sum(axis=0)
-    scores = f_statistic(total, sums[0][of_class].sum(axis=0), squares, int(cells.counts[inside].sum()), int(cells.counts[of_class].sum()))
-    return screening.keep(scores)
+    return f_statistic(total, sums[0][of_class].sum(axis=0), squares, int(cells.counts[inside].sum()), int(cells.counts[of_class].sum()))

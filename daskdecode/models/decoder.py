@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, Self
 
 import dask
 import dask.array as da
 import numpy as np
-import pandas as pd
+import xarray as xr
+from nibabel.nifti1 import Nifti1Image
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, get_scorer
-from sklearn.model_selection import ParameterGrid
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdecode._version import __version__
-from daskdecode.data.mask import to_nifti, voxel_volume_mm3
+from daskdecode import schema
+from daskdecode.data.mask import to_nifti
 from daskdecode.data.preprocess import standardize_samples
 from daskdecode.engine.crossval import CrossValidated, Design, cross_validate, training_sets
-from daskdecode.engine.moments import Cells, Screening
+from daskdecode.engine.moments import Cells
 from daskdecode.engine.plan import Plan, Workload, make_plan
-from daskdecode.engine.solvers import MODELS, LinearModel
 from daskdecode.engine.sweep import VoxelBlocks
-from daskdecode.errors import DecodingError, nearest
-from daskdecode.models.samples import Samples, as_samples
-from daskdecode.models.splitters import inner_splits, mixes_groups, outer_splits
-
-_BRAIN_VOLUME_MM3 = 1_882_989.0
-"""Volume of the MNI152 brain mask: nilearn's reference for the screening percentile."""
-
-_FEWEST_VOXELS_TO_SCREEN = 100
-"""Screening is left out at this many voxels or fewer, as in nilearn."""
+from daskdecode.errors import DecodingError
+from daskdecode.models import outcome
+from daskdecode.models.estimators import (
+    build_and_candidates,
+    check_choice,
+    check_screening,
+    effective_percentile,
+    resolve_scorer,
+    resolve_screening,
+)
+from daskdecode.models.outcome import by_name, label_of, plain
+from daskdecode.models.samples import Quality, Samples, as_samples, count_bad
+from daskdecode.models.splitters import inner_splits, outer_splits
 
 
 class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -208,7 +210,11 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._prepare(X, y, groups)[2]
 
     def _prepare(self, X: Any, y: Any, groups: Any) -> tuple[Samples, Design, Plan, VoxelBlocks]:
-        model, candidates, scorer = self._check_parameters()
+        """Check everything that can be checked without reading data, and lay out the work."""
+        build, candidates = build_and_candidates(self.estimator, self.param_grid, self.estimator_args)
+        scorer = resolve_scorer(self.scoring)
+        check_choice("tune", self.tune, ["nested", "held_out"])
+        check_screening(self.screening_percentile, self.screening_n_features)
         samples = as_samples(X, y, groups, self.mask)
         if samples.y is None:
             raise DecodingError("There are no labels: pass y=, one label a sample.")
@@ -223,105 +229,62 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             outer=splits,
             inner=[inner_splits(self.cv, train, samples.y, samples.groups) for train, _ in splits] if nested else None,
             candidates=candidates,
-            build=partial(model.build, **(self.estimator_args or {})),
+            build=build,
             scorer=scorer,
-            screening=self._screening(samples),
+            screening=resolve_screening(self.screening_percentile, self.screening_n_features, samples.grid, samples.x.shape[1]),
             voxel_order=samples.voxel_order,
         )
         blocks = VoxelBlocks(self._scale(samples))
         return samples, design, make_plan(_workload(blocks, design), self.memory_budget), blocks
 
-    def _check_parameters(self) -> tuple[LinearModel, list[dict[str, Any]], Callable[..., float]]:
-        if self.estimator not in MODELS:
-            raise DecodingError(f"estimator={self.estimator!r} is not known. {nearest(str(self.estimator), MODELS)}")
-        if self.tune not in ("nested", "held_out"):
-            raise DecodingError(f"tune={self.tune!r} is not known. {nearest(str(self.tune), ['nested', 'held_out'])}")
-        if self.screening_n_features is not None and self.screening_percentile is not None:
-            raise DecodingError("screening_n_features and screening_percentile exclude each other: set screening_percentile=None.")
-        if self.screening_percentile is not None and not 0 < self.screening_percentile <= 100:
-            raise DecodingError(f"screening_percentile={self.screening_percentile} must lie above 0 and up to 100.")
-        if self.screening_n_features is not None and self.screening_n_features < 1:
-            raise DecodingError(f"screening_n_features={self.screening_n_features} must be at least 1.")
-        model = MODELS[self.estimator]
-        grid = ParameterGrid(_as_lists(model.param_grid if self.param_grid is None else self.param_grid))
-        candidates = [dict(params) for params in grid]
-        for params in candidates:
-            _check_params(model, {**(self.estimator_args or {}), **params})
-        try:
-            scorer = get_scorer("roc_auc" if self.scoring is None else self.scoring)
-        except ValueError as error:
-            raise DecodingError(f"scoring={self.scoring!r} is not a scikit-learn scorer (sklearn.metrics.get_scorer_names()).") from error
-        return model, candidates, scorer
-
-    def _screening(self, samples: Samples) -> Screening | None:
-        n_voxels = samples.x.shape[1]
-        if n_voxels <= _FEWEST_VOXELS_TO_SCREEN:
-            return None
-        if self.screening_n_features is not None:
-            return None if self.screening_n_features >= n_voxels else Screening(n_features=self.screening_n_features)
-        percentile = self._percentile(samples)
-        if percentile >= 100:
-            return None
-        if int(n_voxels * percentile / 100) < 1:
-            raise DecodingError(f"screening_percentile leaves none of {n_voxels} voxels (percentile in effect: {percentile}). Raise it.")
-        return Screening(percentile=percentile)
-
-    def _percentile(self, samples: Samples) -> int:
-        """Percentile in effect: a share of a standard brain, as nilearn's ``int(min(100, p * 1882989 / volume))``."""
-        if self.screening_percentile is None:
-            return 100
-        if samples.grid is None or self.screening_percentile >= 100:
-            return int(self.screening_percentile)
-        volume = voxel_volume_mm3(samples.grid) * samples.x.shape[1]
-        return int(min(100.0, self.screening_percentile * (_BRAIN_VOLUME_MM3 / volume)))
-
     def _scale(self, samples: Samples) -> da.Array:
         if self.standardize == "zscore_run" and samples.groups is None:
             raise DecodingError("standardize='zscore_run' needs the run of each sample: pass groups=, or standardize='zscore_sample'.")
-        return standardize_samples(_finite(samples.x), samples.groups, self.standardize)
+        return standardize_samples(samples.finite(), samples.groups, self.standardize)
 
     def _keep(self, samples: Samples, design: Design, plan: Plan, found: CrossValidated) -> None:
-        """Set the fitted attributes that are numbers and images."""
-        assert samples.y is not None
-        self.classes_ = np.unique(samples.y)
+        """Set the fitted attributes that are numbers, tables and images."""
+        y = np.asarray(samples.y)
+        self.classes_ = np.unique(y)
         self.coef_, self.std_coef_, self.pattern_ = found.coef, found.std_coef, found.pattern
         self.intercept_ = found.intercepts.mean(axis=0)
         self.n_elements_ = self.n_features_in_ = int(samples.x.shape[1])
-        self.screening_percentile_ = float(self._percentile(samples))
-        self.cv_ = list(design.outer)
-        self.plan_ = plan
+        self.screening_percentile_ = float(effective_percentile(self.screening_percentile, samples.grid, self.n_elements_))
+        self.cv_, self.plan_ = list(design.outer), plan
         self.optimistic_ = self.tune == "held_out" and len(design.candidates) > 1
         self.scoring_ = self.scoring if isinstance(self.scoring, str) else getattr(self.scoring, "__name__", str(self.scoring or "roc_auc"))
-        self._voxels = None if samples.grid is None else samples.grid["voxel"].values
-        names = [str(label) for label in self.classes_]
-        column = {name: 0 if len(names) == 2 else c for c, name in enumerate(names)}
-        self.cv_scores_ = {name: found.scores[:, c].tolist() for name, c in column.items()}
-        self.cv_params_ = {name: _columns([design.candidates[i] for i in found.chosen[:, c]]) for name, c in column.items()}
-        self.cv_predictions_ = _predictions(samples, design, self.classes_, found.decision)
-        self.cv_metrics_ = _metrics(self.cv_predictions_, design, samples)
-        self.confusion_ = _confusion(self.cv_predictions_, self.classes_)
+        self._voxels = None if samples.grid is None else samples.grid[schema.VOXEL].values
+        # Two classes share one problem, whose decision is positive for the second.
+        self._problem_of = {plain(label): 0 if self.classes_.size == 2 else c for c, label in enumerate(self.classes_)}
+        self.cv_scores_ = {name: found.scores[:, c].tolist() for name, c in self._problem_of.items()}
+        self.cv_params_ = {name: by_name([design.candidates[i] for i in found.chosen[:, c]]) for name, c in self._problem_of.items()}
+        self.cv_predictions_ = outcome.predictions(samples, design.outer, self.classes_, found.decision)
+        self.cv_metrics_ = outcome.metrics(self.cv_predictions_, design.outer, y)
+        self.confusion_ = outcome.confusion(self.cv_predictions_, self.classes_)
         if samples.grid is not None:
-            grid = samples.grid
-            sign = {name: -1.0 if len(names) == 2 and c == 0 else 1.0 for c, name in enumerate(names)}
-            self.coef_img_ = {name: to_nifti(sign[name] * self.coef_[c], grid) for name, c in column.items()}
-            self.std_coef_img_ = {name: to_nifti(self.std_coef_[c], grid) for name, c in column.items()}
-            self.pattern_img_ = {name: to_nifti(sign[name] * self.pattern_[c], grid) for name, c in column.items()}
+            self.coef_img_ = self._images(self.coef_, samples.grid, signed=True)
+            self.std_coef_img_ = self._images(self.std_coef_, samples.grid, signed=False)
+            self.pattern_img_ = self._images(self.pattern_, samples.grid, signed=True)
 
-    def _record(self, samples: Samples, design: Design, plan: Plan, quality: tuple[int, int], found: CrossValidated) -> None:
+    def _images(self, values: NDArray[np.float64], grid: xr.Dataset, *, signed: bool) -> dict[Any, Nifti1Image]:
+        """One image a class, positive where that class is higher."""
+        flipped = plain(self.classes_[0]) if signed and self.classes_.size == 2 else None
+        return {name: to_nifti(-values[c] if name == flipped else values[c], grid) for name, c in self._problem_of.items()}
+
+    def _record(self, samples: Samples, design: Design, plan: Plan, quality: Quality, found: CrossValidated) -> None:
         """Set ``provenance_``, and warn of what a reader of the scores should know."""
-        notes = _notes(samples, design, plan, quality, found)
+        notes = outcome.notes(samples, design.outer, plan, quality, found)
         for note in notes:
             warnings.warn(note, stacklevel=3)
         if self.optimistic_:
             notes = [*notes, "Hyperparameters were chosen on the held-out folds whose scores are reported: the scores are optimistic."]
-        assert samples.y is not None
-        labels, counts = np.unique(samples.y.astype(str), return_counts=True)
         self.provenance_: dict[str, Any] = {
-            **samples.source,
+            **outcome.describe_samples(samples, quality),
+            "mask": self.mask if isinstance(self.mask, str) else None,
             "estimator": self.estimator,
-            "estimator_args": {k: str(v) for k, v in (self.estimator_args or {}).items()},
-            "param_grid": [{k: _plain(v) for k, v in params.items()} for params in design.candidates],
-            "chosen": {c: {k: [_plain(v) for v in vs] for k, vs in p.items()} for c, p in self.cv_params_.items()},
+            "estimator_args": {k: plain(v) for k, v in (self.estimator_args or {}).items()},
+            "param_grid": [{k: plain(v) for k, v in params.items()} for params in design.candidates],
+            "chosen": {c: {k: [plain(v) for v in vs] for k, vs in p.items()} for c, p in self.cv_params_.items()},
             "tune": self.tune,
             "cv": str(self.cv) if isinstance(self.cv, str | int) or hasattr(self.cv, "split") else "list of folds",
             "n_folds": len(design.outer),
@@ -329,17 +292,10 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "standardize": self.standardize,
             "screening_percentile": self.screening_percentile_,
             "screening_n_features": self.screening_n_features,
-            "n_samples": int(samples.x.shape[0]),
-            "n_voxels": int(samples.x.shape[1]),
-            "mask": self.mask if isinstance(self.mask, str) else None,
-            "runs": [] if samples.groups is None else list(dict.fromkeys(samples.groups.tolist())),
-            "labels": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-            "n_nonfinite_voxels": quality[0],
-            "n_constant_voxels": quality[1],
             "n_fits": plan.workload.n_fits,
             "n_unconverged": found.n_unconverged,
             "warnings": notes,
-            "versions": _versions(),
+            "versions": outcome.versions(),
         }
 
     # ---------------------------------------------------------------------------------------------------------- prediction
@@ -365,7 +321,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if samples.groups is None:
             samples = Samples(samples.x, samples.y, np.zeros(samples.x.shape[0], dtype=str), samples.grid, samples.source)
         weights = self._weights_for(samples)
-        x = _finite(samples.x) if samples.x.shape[0] == 1 else self._scale(samples)
+        x = samples.finite() if samples.x.shape[0] == 1 else self._scale(samples)
         decision = np.asarray(VoxelBlocks(x).times(weights).compute()) + self.intercept_
         return np.asarray(decision[:, 0] if self.classes_.size == 2 else decision)
 
@@ -377,7 +333,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if samples.grid is None or self._voxels is None:
             return self.coef_
-        voxels = samples.grid["voxel"].values
+        voxels = samples.grid[schema.VOXEL].values
         ours, theirs = np.argsort(self._voxels), np.argsort(voxels)
         if not np.array_equal(self._voxels[ours], voxels[theirs]):
             raise DecodingError("X has other voxels than the decoder was fitted on: select the same mask.")
@@ -394,7 +350,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray, shape (n_samples,)
         """
-        return _label_of(self.decision_function(X, groups), self.classes_)
+        return label_of(self.decision_function(X, groups), self.classes_)
 
     def score(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> float:
         """Score predictions on new samples with ``scoring``.
@@ -413,8 +369,8 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         decision = self.decision_function(X, groups)
         if self.classes_.size > 2 and self.scoring in ("accuracy", "balanced_accuracy"):
             metric = accuracy_score if self.scoring == "accuracy" else balanced_accuracy_score
-            return float(metric(samples.y, _label_of(decision, self.classes_)))
-        scorer = get_scorer("roc_auc" if self.scoring is None else self.scoring)
+            return float(metric(samples.y, label_of(decision, self.classes_)))
+        scorer = resolve_scorer(self.scoring)
         columns = decision[:, None] if decision.ndim == 1 else decision
         positive = self.classes_[1:] if self.classes_.size == 2 else self.classes_
         values = columns.T
@@ -438,25 +394,13 @@ class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return True
 
 
-def _first_look(samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[VoxelBlocks, tuple[int, int]]:
-    """Count voxels that are not finite or constant, and keep the scaled data where they fit, in the same pass."""
-    raw = VoxelBlocks(samples.x)
-    counts = raw.map_sum(_quality)
-    if not plan.in_memory:
-        return blocks, tuple(map(int, counts.compute()))  # type: ignore[return-value]
-    kept, counted = dask.persist(blocks.x, counts)
-    return VoxelBlocks(kept), tuple(map(int, counted.compute()))  # type: ignore[return-value]
-
-
-def _quality(x: NDArray[Any]) -> NDArray[np.intp]:
-    """Numbers of voxels with a value that is not finite, and of voxels that never change."""
-    bad = ~np.isfinite(x).all(axis=0)
-    return np.array([bad.sum(), (~bad & (x == x[:1]).all(axis=0)).sum()])
-
-
-def _finite(x: da.Array) -> da.Array:
-    """Set what is not finite to 0, as nilearn's maskers do."""
-    return da.map_blocks(np.nan_to_num, x, nan=0.0, posinf=0.0, neginf=0.0, dtype=x.dtype) if x.dtype.kind == "f" else x
+def _first_look(samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[VoxelBlocks, Quality]:
+    """Count voxels that are not finite or constant and, where the scaled data fit, keep them, in the same pass."""
+    counts = VoxelBlocks(samples.x).map_sum(count_bad)
+    if plan.in_memory:
+        kept, counts = dask.persist(blocks.x, counts)
+        blocks = VoxelBlocks(kept)
+    return blocks, Quality(*map(int, counts.compute()))
 
 
 def _targets(codes: NDArray[Any], n_classes: int) -> NDArray[np.intp]:
@@ -482,113 +426,3 @@ def _workload(blocks: VoxelBlocks, design: Design) -> Workload:
         n_blocks=blocks.n_blocks,
         block_voxels=blocks.widest,
     )
-
-
-def _as_lists(grid: Any) -> Any:
-    """Let a single value stand for a list of one, as users write ``{"C": 1}``."""
-    if isinstance(grid, Mapping):
-        return {k: list(v) if isinstance(v, Sequence | np.ndarray) and not isinstance(v, str) else [v] for k, v in grid.items()}
-    if isinstance(grid, Sequence) and all(isinstance(part, Mapping) for part in grid):
-        return [_as_lists(part) for part in grid]
-    raise DecodingError(f"param_grid must be a dict or a list of dicts; found {type(grid).__name__}.")
-
-
-def _check_params(model: LinearModel, params: Mapping[str, Any]) -> None:
-    """Build an estimator and let scikit-learn check its settings, before any data are read."""
-    try:
-        built = model.build(10, 20, **params)
-        built._validate_params()
-    except TypeError as error:
-        known = model.build(10, 20).get_params()
-        wrong = next((k for k in params if k not in known), str(error))
-        raise DecodingError(f"The estimator has no parameter {wrong!r}. {nearest(wrong, known)}") from error
-    except ValueError as error:
-        raise DecodingError(str(error)) from error
-
-
-def _label_of(decision: NDArray[np.float64], classes: NDArray[Any]) -> NDArray[Any]:
-    codes = (decision > 0).astype(np.intp) if decision.ndim == 1 else decision.argmax(axis=1)
-    return np.asarray(classes[codes])
-
-
-def _columns(params: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Turn a list of settings into lists by name; a name that a setting lacks is None there."""
-    names = dict.fromkeys(name for p in params for name in p)
-    return {name: [p.get(name) for p in params] for name in names}
-
-
-def _predictions(samples: Samples, design: Design, classes: NDArray[Any], decision: NDArray[np.float64]) -> pd.DataFrame:
-    rows = []
-    for fold, (_, test) in enumerate(design.outer):
-        values = decision[fold][:, test].T
-        table = pd.DataFrame({"sample": test, "fold": fold})
-        table["run"] = "" if samples.groups is None else samples.groups[test]
-        table["label"] = np.asarray(samples.y)[test]
-        table["predicted"] = _label_of(values[:, 0] if classes.size == 2 else values, classes)
-        for c, label in enumerate(classes):
-            table[f"decision_{label}"] = values[:, c] if classes.size > 2 else values[:, 0] * (1 if c else -1)
-        rows.append(table)
-    return pd.concat(rows, ignore_index=True)
-
-
-def _metrics(predictions: pd.DataFrame, design: Design, samples: Samples) -> pd.DataFrame:
-    rows = []
-    for fold, (train, _) in enumerate(design.outer):
-        table = predictions[predictions["fold"] == fold]
-        labels, counts = np.unique(np.asarray(samples.y)[train], return_counts=True)
-        with warnings.catch_warnings():
-            # A class that is predicted but absent from this fold's test samples: counted as wrong, which is what is meant.
-            warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
-            warnings.filterwarnings("ignore", message="A single label was found")
-            balanced = balanced_accuracy_score(table["label"], table["predicted"])
-        rows.append(
-            {
-                "fold": fold,
-                "test_runs": ", ".join(dict.fromkeys(table["run"].astype(str))),
-                "n_train": train.size,
-                "n_test": len(table),
-                "accuracy": accuracy_score(table["label"], table["predicted"]),
-                "balanced_accuracy": balanced,
-                "chance": float((table["label"] == labels[counts.argmax()]).mean()),
-            }
-        )
-    return pd.DataFrame(rows).set_index("fold")
-
-
-def _confusion(predictions: pd.DataFrame, classes: NDArray[Any]) -> pd.DataFrame:
-    counts = confusion_matrix(predictions["label"], predictions["predicted"], labels=classes)
-    return pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes, name="predicted"))
-
-
-def _notes(samples: Samples, design: Design, plan: Plan, quality: tuple[int, int], found: CrossValidated) -> list[str]:
-    n_voxels = samples.x.shape[1]
-    notes = []
-    if quality[0]:
-        notes.append(f"{quality[0]} of {n_voxels} voxels have values that are not finite; those values were taken as 0.")
-    if quality[1]:
-        notes.append(f"{quality[1]} of {n_voxels} voxels are constant over the samples: they carry no information.")
-    if found.n_unconverged:
-        notes.append(
-            f"{found.n_unconverged} of {plan.workload.n_fits} fits stopped at their largest number of iterations. Scale the data, take "
-            "smaller C, or raise max_iter in estimator_args."
-        )
-    shared = mixes_groups(design.outer, samples.groups)
-    if shared:
-        notes.append(
-            f"{shared} of {len(design.outer)} folds have samples of the same run in training and test: noise that lasts over a run makes "
-            "their scores optimistic. cv='run' leaves whole runs out."
-        )
-    undefined = int(np.isnan(found.scores).sum())
-    if undefined:
-        notes.append(f"{undefined} scores are not defined (NaN): a test fold has a single class.")
-    return notes
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"daskdecode": __version__} | {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "dask", "xarray")}

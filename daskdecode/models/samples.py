@@ -23,6 +23,14 @@ _COLUMN_CHUNK = 4096
 
 
 @dataclass(frozen=True)
+class Quality:
+    """Numbers of voxels with a value that is not finite, and of voxels that never change."""
+
+    n_nonfinite: int
+    n_constant: int
+
+
+@dataclass(frozen=True)
 class Samples:
     """Samples for decoding.
 
@@ -52,6 +60,17 @@ class Samples:
         if self.grid is None:
             return np.arange(self.x.shape[1], dtype=np.intp)
         return np.argsort(self.grid[schema.VOXEL].values, kind="stable").astype(np.intp)
+
+    def finite(self) -> da.Array:
+        """Signals with what is not finite set to 0, as nilearn's maskers do; lazy."""
+        x = self.x
+        return da.map_blocks(np.nan_to_num, x, nan=0.0, posinf=0.0, neginf=0.0, dtype=x.dtype) if x.dtype.kind == "f" else x
+
+
+def count_bad(x: NDArray[Any]) -> NDArray[np.intp]:
+    """Count the voxels of a block (all samples, some voxels) for :class:`Quality`."""
+    bad = ~np.isfinite(x).all(axis=0)
+    return np.array([bad.sum(), (~bad & (x == x[:1]).all(axis=0)).sum()])
 
 
 def as_samples(X: Any, y: Any = None, groups: Any = None, mask: Any = None) -> Samples:

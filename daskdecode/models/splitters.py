@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -110,7 +111,10 @@ def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Spli
         if isinstance(rule, LeaveOneGroupOut):
             _check_runs(groups)
         try:
-            pairs = list(rule.split(np.zeros((y.size, 1)), y, None if groups is None else _in_natural_order(groups)))
+            with warnings.catch_warnings():
+                # Runs are offered to every splitter; those that take no notice of them say so.
+                warnings.filterwarnings("ignore", message="The groups parameter is ignored")
+                pairs = list(rule.split(np.zeros((y.size, 1)), y, None if groups is None else _in_natural_order(groups)))
         except ValueError as error:
             raise DecodingError(f"{rule} cannot split {y.size} samples: {error}") from error
     if not pairs:
