@@ -16,6 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from nibabel.processing import resample_from_to
+from scipy.ndimage import gaussian_filter
 
 PLANES: Final = ("x", "y", "z")
 MOSAIC_SLICES: Final = 6
@@ -93,7 +94,7 @@ def colour_limit(values: np.ndarray) -> float:
 
 
 def choose_planes(values: np.ndarray) -> list[tuple[int, int]]:
-    """Choose one plane an axis: where the map's magnitudes add up to the most, or the middle for an empty map.
+    """Choose one plane an axis through the strongest neighbourhood of the map (magnitudes smoothed by a voxel).
 
     Parameters
     ----------
@@ -102,15 +103,12 @@ def choose_planes(values: np.ndarray) -> list[tuple[int, int]]:
     Returns
     -------
     list of (axis, index)
-        Three planes; a volume one voxel thick has only the plane in which it can be seen.
+        Three planes, the middle ones of an empty map; a volume one voxel thick has only the plane in which it can be seen.
     """
-    magnitudes = np.abs(values)
+    smooth = gaussian_filter(np.abs(values), sigma=1.0, mode="constant")
+    centre = np.unravel_index(smooth.argmax(), values.shape) if smooth.any() else [n // 2 for n in values.shape]
     thin = [axis for axis, n in enumerate(values.shape) if n == 1]
-    planes = []
-    for axis in thin[:1] or (0, 1, 2):
-        profile = magnitudes.sum(axis=tuple(a for a in range(3) if a != axis))
-        planes.append((axis, int(profile.argmax()) if profile.any() else values.shape[axis] // 2))
-    return planes
+    return [(axis, int(centre[axis])) for axis in thin[:1] or (0, 1, 2)]
 
 
 def choose_slices(values: np.ndarray, background: np.ndarray, n: int = MOSAIC_SLICES) -> list[tuple[int, int]]:

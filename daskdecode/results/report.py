@@ -40,7 +40,7 @@ def _template() -> jinja2.Template:
 
 def _maps(decoder: Any, background: Any) -> list[dict[str, Any]]:
     """Draw weights and pattern of every class; of two classes the second only, as the first's maps are the same with the sign turned."""
-    classes = list(decoder.classes_)
+    classes = [str(c) for c in decoder.classes_]
     shown = classes[1:] if len(classes) == 2 else classes[:MOST_MAPS]
     drawn = []
     for name in shown:
@@ -49,7 +49,7 @@ def _maps(decoder: Any, background: Any) -> list[dict[str, Any]]:
             images = getattr(decoder, kind.attribute, {})
             if name in images:
                 png = base64.b64encode(draw_map(images[name], background)).decode()
-                drawn.append({"class": str(name), "title": kind.title, "meaning": kind.meaning, "png": png})
+                drawn.append({"class": name, "title": kind.title, "meaning": kind.meaning, "png": png})
     return drawn
 
 
@@ -69,11 +69,11 @@ def _confusion(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _folds(decoder: Any, table: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table of folds; for two classes with the hyperparameters chosen, which are the same for both."""
     metrics = decoder.cv_metrics_.join(fold_scores(table)[["score"]])
-    header = ["fold", "left out", "trained on", "tested on", decoder.scoring_, "accuracy", "balanced accuracy", "chance"]
+    header = ["fold", "left out", "trained on", "tested on", decoder.scoring_, "accuracy", "balanced accuracy", "chance accuracy"]
     columns = ["test_runs", "n_train", "n_test", "score", "accuracy", "balanced_accuracy", "chance"]
     rows = [[fold, *metrics.loc[fold, columns]] for fold in metrics.index]
     if len(decoder.classes_) == 2:
-        chosen = decoder.cv_params_.get(decoder.classes_[1], {})
+        chosen = decoder.cv_params_.get(str(decoder.classes_[1]), {})
         header += list(chosen)
         rows = [row + [values[n] for values in chosen.values()] for n, row in enumerate(rows)]
     return header, [[format_score(v) if isinstance(v, float) and i not in (0, 1) and i < 8 else v for i, v in enumerate(r)] for r in rows]
@@ -84,14 +84,21 @@ def _chosen(decoder: Any) -> list[dict[str, Any]]:
     if len(decoder.classes_) == 2:
         return []
     names = dict.fromkeys(p for params in decoder.cv_params_.values() for p in params)
-    return [
-        {"name": p, "rows": [(str(c), list(decoder.cv_params_[c][p])) for c in decoder.classes_ if p in decoder.cv_params_.get(c, {})]}
-        for p in names
-    ]
+    return [{"name": p, "rows": [(c, list(params[p])) for c, params in decoder.cv_params_.items() if p in params]} for p in names]
 
 
 def _provenance(decoder: Any) -> list[tuple[str, Any]]:
-    return [(key.replace("_", " "), value) for key, value in plain(decoder.provenance_).items() if key != "warnings" and value is not None]
+    """What was run on what, as far as no other part of the page says it."""
+    said = {"warnings", "chosen"}
+    found = plain(decoder.provenance_).items()
+    return [(key.replace("_", " "), value) for key, value in found if key not in said and value not in (None, [], {})]
+
+
+def _warnings(decoder: Any) -> list[str]:
+    """What a reader should know; that the scores are optimistic has a box of its own."""
+    warnings = decoder.provenance_.get("warnings") or []
+    warnings = [warnings] if isinstance(warnings, str) else [str(w) for w in warnings]
+    return [w for w in warnings if not (decoder.optimistic_ and "scores are optimistic" in w)]
 
 
 def _context(decoder: Any, background: Any, title: str | None, notes: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +107,6 @@ def _context(decoder: Any, background: Any, title: str | None, notes: Sequence[s
     many = len(summary["classes"]) > 2
     folds = decoder.cv_metrics_.rename(columns={"accuracy": "score"}) if many else fold_scores(table)
     fold_score = "accuracy" if many else name
-    warnings = decoder.provenance_.get("warnings") or []
     header, fold_rows = _folds(decoder, table)
     return {
         "title": title or f"Decoding {' against '.join(summary['classes']) if not many else str(len(summary['classes'])) + ' classes'}",
@@ -109,7 +115,7 @@ def _context(decoder: Any, background: Any, title: str | None, notes: Sequence[s
         "score_name": name,
         "many": many,
         "notes": list(notes),
-        "warnings": [warnings] if isinstance(warnings, str) else list(warnings),
+        "warnings": _warnings(decoder),
         "fold_score": fold_score,
         "fold_chart": fold_chart(folds, fold_score),
         "class_chart": class_chart(table, name) if many else None,
@@ -121,6 +127,7 @@ def _context(decoder: Any, background: Any, title: str | None, notes: Sequence[s
         "fold_rows": fold_rows,
         "chosen": _chosen(decoder),
         "provenance": _provenance(decoder),
+        "plan": str(decoder.plan_),
         "is_mapping": lambda value: isinstance(value, Mapping),
         "is_list": lambda value: isinstance(value, list),
     }

@@ -119,7 +119,7 @@ def _folds(decoder: Any, stem: str) -> dict[str, _Writer]:
         "n_test": "Samples left out.",
         "accuracy": "Share of the left-out samples for which the right one of all classes was named.",
         "balanced_accuracy": "Mean over classes of the share of each class that was named rightly.",
-        "chance": "Accuracy that can be reached without looking at the data.",
+        "chance": "Accuracy of always naming the most frequent class of the training samples.",
     }
     return _with_sidecar(_join(stem, "desc-decoding_folds"), table, "Multiclass scores of each fold.", columns)
 

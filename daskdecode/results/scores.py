@@ -70,9 +70,9 @@ def score_table(decoder: Any) -> pd.DataFrame:
     truth = {fold: group["label"].astype(str).to_numpy() for fold, group in predictions.groupby("fold", sort=False)}
     rows = []
     for position, fold in enumerate(metrics.index):
-        for name in decoder.classes_:
-            is_class = truth.get(fold, np.empty(0, dtype=str)) == str(name)
-            row = {"fold": fold, "test_runs": str(metrics.loc[fold, "test_runs"]), "class": str(name)}
+        for name in map(str, decoder.classes_):
+            is_class = truth.get(fold, np.empty(0, dtype=str)) == name
+            row = {"fold": fold, "test_runs": str(metrics.loc[fold, "test_runs"]), "class": name}
             row |= {"score": float(decoder.cv_scores_[name][position]), "chance": chance_level(decoder.scoring_, is_class)}
             row |= {"n_train": int(metrics.loc[fold, "n_train"]), "n_test": int(metrics.loc[fold, "n_test"])}
             row |= {key: values[position] for key, values in decoder.cv_params_.get(name, {}).items()}

@@ -1,0 +1,96 @@
+"""Commands that decode: on a study store, and on a simulated one for a first look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daskdecode.cli.command import Command, comma_separated, print_json, progress_bar
+
+
+def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
+    if value == "run":
+        return value
+    if value.isdigit() and int(value) >= 2:
+        return int(value)
+    raise click.BadParameter(f"expected 'run' or a number of folds from 2, but found {value!r}.", param=param)
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
+    """The headline as a line of text."""
+    from daskdecode.results.plots import format_score
+
+    parts = []
+    for key, name in (("score", summary["scoring"]), ("accuracy", "accuracy")):
+        found = summary[key]
+        spread = "" if found["sd"] is None else f" +- {format_score(found['sd'])}"
+        chance = "" if found["chance"] is None else f" (chance {format_score(found['chance'])})"
+        parts.append(f"{name} {format_score(found['mean'])}{spread}{chance}")
+    told = " against ".join(summary["classes"]) if len(summary["classes"]) == 2 else f"{len(summary['classes'])} classes"
+    optimistic = "; optimistic, as hyperparameters were chosen on the held-out folds" if summary["optimistic"] else ""
+    return f"{told}, subject {summary['subject']}, {summary['n_folds']} folds: {', '.join(parts)}{optimistic}"
+
+
+def _print(outcome: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(outcome)
+        return
+    click.echo(_sentence(outcome))
+    click.echo(f"Results: {outcome['results']}")
+    click.echo(f"Report:  {outcome['report']}")
+
+
+@click.command(cls=Command, short_help="Try it on simulated data.", epilog="\b\nExample:\n  daskdecode demo --output /tmp/demo\n")
+@click.option("--output", default="daskdecode-demo", show_default=True, metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@click.pass_context
+def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
+    """Simulate a study, convert, decode, report: no data, no network, under a minute."""
+    from daskdecode.cli.workflows import run_demo
+
+    with progress_bar("Decoding", show=ctx.obj["progress"]) as callback:
+        outcome = run_demo(output, say=lambda text: click.echo(text, err=True), callback=callback, **ctx.obj)
+    _print(outcome, as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    short_help="Decode; write maps and a report.",
+    epilog="\b\n"
+    "Examples:\n"
+    "  daskdecode decode study.zarr --labels face,cat --mask vt --subject 01 --output results/\n"
+    "  daskdecode decode study.zarr --output results/ --json | jq .accuracy.mean\n",
+)
+@click.argument("store")
+@click.option("--labels", callback=comma_separated, metavar="face,cat", help="Conditions to tell apart.  [default: all but rest]")
+@click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder for maps, tables and the report.")
+@click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
+@click.option("--subject", metavar="LABEL", help="Needed where the store has several.")
+@click.option("--session", metavar="LABEL", help="Only this session.  [default: all]")
+@click.option("--estimator", default="svc", show_default=True)
+@click.option("--cv", default="run", show_default=True, callback=_run_or_number, metavar="run|N", help="Leave one run out, or N folds.")
+@click.option(
+    "--tune",
+    type=click.Choice(["nested", "held_out"]),
+    default="nested",
+    show_default=True,
+    help="Where hyperparameters are chosen: inside the training runs, or (as nilearn, optimistic) on the fold that is scored.",
+)
+@click.option("--standardize", type=click.Choice(["zscore_run", "zscore_sample", "psc", "none"]), default="zscore_run", show_default=True)
+@click.option("--scoring", default="roc_auc", show_default=True, help="A scikit-learn scorer, for each class against the rest.")
+@click.option(
+    "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."
+)
+@click.option("--memory-budget", metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@click.pass_context
+def decode(ctx: click.Context, /, store: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Decode conditions from STORE; write maps, tables and one HTML report to DIR."""
+    from daskdecode.cli.workflows import run_decode
+
+    with progress_bar("Decoding", show=ctx.obj["progress"]) as callback:
+        outcome = run_decode(store, output, callback=callback, **options)
+    _print(outcome, as_json=as_json)

@@ -1,0 +1,152 @@
+"""What all commands share: errors in one line with an exit status that says whose fault it is, notes, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from daskdecode.errors import DaskDecodeError
+
+DIFFERENT: Final = 1
+"""Exit status of ``verify`` where the store differs from its sources."""
+MENDABLE: Final = 2
+"""Exit status for what the user can mend: a wrong option, a missing file, data that make no decodable problem."""
+FAULT: Final = 70
+"""Exit status for a fault of daskdecode (``EX_SOFTWARE`` of sysexits.h)."""
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C (128 + SIGINT, as shells count)."""
+
+
+class Failure(click.ClickException):
+    """An error as the user sees it: one line on stderr and an exit status."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class and reads it from the instance
+
+
+def as_failure(error: BaseException) -> Failure:
+    """Put an exception into one line, and decide whether the user can mend it."""
+    if isinstance(error, click.UsageError):
+        help_text = f" See {error.ctx.command_path} --help." if error.ctx else ""
+        return Failure(error.format_message() + help_text, MENDABLE)
+    if isinstance(error, DaskDecodeError):
+        return Failure(str(error), MENDABLE)
+    if isinstance(error, OSError):
+        named = error.filename is not None and error.strerror is not None
+        return Failure(f"{error.filename}: {error.strerror}." if named else str(error), MENDABLE)
+    if isinstance(error, MemoryError):
+        return Failure("There is not enough memory. Give --memory-budget, or select fewer voxels or volumes.", MENDABLE)
+    return Failure(
+        f"{type(error).__name__}: {error} - this is a fault of daskdecode. Run again with --debug and report what it says.", FAULT
+    )
+
+
+@contextlib.contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Show what the library warns of in one line each, and leave out what other libraries warn of, which a user cannot act upon."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        click.echo(f"Note: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+class Command(click.Command):
+    """A command whose errors are one line, and which takes ``--debug`` and ``--no-progress``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["--no-progress"], is_flag=True, help="Show no progress bars."),
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with what it needs to know in ``ctx.obj``; errors become :class:`Failure` unless ``--debug`` is given."""
+        ctx.obj = {"progress": not ctx.params.pop("no_progress")}
+        if ctx.params.pop("debug"):
+            return super().invoke(ctx)
+        try:
+            with notes_on_stderr():
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, Failure):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output has gone; click ends quietly
+            raise as_failure(error) from None
+
+
+class Group(click.Group):
+    """The commands, in the order in which they are used rather than of the alphabet."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        """Return the names as they were added."""
+        return list(self.commands)
+
+    def main(  # type: ignore[override]  # the overloads of click tell apart only what is returned
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
+        """Run, and end with the exit status; usage errors are one line too, and Ctrl-C is 130."""
+        if not extra.pop("standalone_mode", True):
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, prog_name, standalone_mode=False, **extra)
+        except click.Abort:
+            _end(Failure("Interrupted. What was finished is kept: the same command goes on from there.", INTERRUPTED))
+        except Failure as failure:
+            _end(failure)
+        except click.UsageError as error:
+            _end(as_failure(error))
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(failure: Failure) -> NoReturn:
+    failure.show()
+    sys.exit(failure.exit_code)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callback ``(done, total)`` that moves a bar on stderr; None where no bar is wanted or stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON, the same for the same value."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def comma_separated(_: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    """Split ``face,cat`` into its names."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter("expected names separated by commas, such as face,cat.", param=param)
+    return names
