@@ -76,7 +76,7 @@ def events_to_labels(
     Notes
     -----
     A shift turns a block of stimuli into a block of volumes. The best one is where the response to a block passes half its height, not
-    where that to a single stimulus peaks (5 to 6 s): 4.5 s for blocks of 10 to 30 s with Glover's response function, and on subject 1 of
+    where that to a single stimulus peaks (5 to 6 s): about 4.5 s for blocks of 10 to 30 s with Glover's response function, and on subject 1 of
     Haxby et al. (2001), whose stimuli last 0.5 s every 2 s, 3.75 s for the first block of a run.
 
     Agreement with the labels that have come with that data set since PyMVPA, over 12 runs of 121 volumes (TR 2.5 s): 1356 of 1452
@@ -123,7 +123,7 @@ def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
         if (wrong & named).any():
             row = int((wrong & named).argmax())
             raise SourceError(
-                f"{where} has {name} {table[name].iloc[row]!r} in row {row} (counted from 0): expected seconds"
+                f"{where} has {name} {str(table[name].iloc[row])!r} in row {row} (counted from 0): expected seconds"
                 f"{' >= 0' if np.isfinite(values[row]) else ''}."
             )
     tidy = pd.DataFrame({"onset": onsets, "end": onsets + durations, "condition": conditions.to_numpy()})[named]
