@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import Command, comma_separated, print_json, progress_bar
+from daskdecode.cli.command import Command, comma_separated, memory_size, print_json, progress_bar
 
 
 def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
@@ -84,7 +84,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 @click.option(
     "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."
 )
-@click.option("--memory-budget", metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
+@click.option("--memory-budget", callback=memory_size, metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.pass_context
 def decode(ctx: click.Context, /, store: str, output: Path, as_json: bool, **options: Any) -> None:

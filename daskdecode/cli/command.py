@@ -106,7 +106,7 @@ class Group(click.Group):
         try:
             status = super().main(args, prog_name, standalone_mode=False, **extra)
         except click.Abort:
-            _end(Failure("Interrupted. What was finished is kept: the same command goes on from there.", INTERRUPTED))
+            _end(Failure("Interrupted. Nothing half-written is left; a conversion goes on when it is started again.", INTERRUPTED))
         except Failure as failure:
             _end(failure)
         except click.UsageError as error:
@@ -140,6 +140,18 @@ def print_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def memory_size(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read ``4GB`` as bytes."""
+    if value is None:
+        return None
+    from dask.utils import parse_bytes  # not quick to import
+
+    try:
+        return int(parse_bytes(value))
+    except ValueError as error:
+        raise click.BadParameter(f"expected a size such as 4GB or 500MB, but found {value!r}.", param=param) from error
 
 
 def comma_separated(_: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:

@@ -41,9 +41,9 @@ def _describe(found: Mapping[str, Any]) -> str:
     lines = [f"{found['store']}: {state}, {_size(found['nbytes'])}, format {found['format_version']}"]
     for subject in found["subjects"]:
         shape = " x ".join(map(str, subject["shape"]))
+        times = f"{subject['n_volumes']} volumes, TR {subject['repetition_time']:g} s"
         lines += [
-            f"subject {subject['subject']}: {len(subject['runs'])} runs, {subject['n_volumes']} volumes, "
-            f"one every {subject['repetition_time']:g} s",
+            f"subject {subject['subject']}: {len(subject['runs'])} runs, {times}",
             f"  voxels   {subject['n_voxels']} of {shape}",
             *([f"  sessions {', '.join(subject['sessions'])}"] if subject["sessions"] else []),
             f"  labels   {_counts(subject['labels'])}",
@@ -147,6 +147,7 @@ def verify(ctx: click.Context, /, store: str, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
+    short_help="Write a store back to NIfTI.",
     epilog="\b\nExamples:\n  daskdecode export study.zarr exported/\n  daskdecode export study.zarr sub-01.nii.gz --subject 01\n",
 )
 @click.argument("store")

@@ -23,6 +23,7 @@ from daskdecode.results.maps import STATISTICS, class_maps
 from daskdecode.results.scores import SCORE_COLUMNS, check_fitted, score_table
 
 BIDS_VERSION: Final = "1.10.0"
+DATASET_NAME: Final = "daskdecode: decoding"
 _Writer = Callable[[Path], object]
 
 
@@ -167,7 +168,7 @@ def _maps(decoder: Any, stem: str) -> dict[str, _Writer]:
 
 def _description() -> dict[str, Any]:
     return {
-        "Name": "daskdecode: decoding",
+        "Name": DATASET_NAME,
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "daskdecode", "Version": __version__}],
@@ -190,7 +191,7 @@ def check_results_folder(folder: str | os.PathLike[str]) -> Path:
     Raises
     ------
     DaskDecodeError
-        The path is a file, or the folder is a BIDS data set that daskdecode did not write.
+        The path is a file, or the folder is a BIDS data set but not one of results.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -199,13 +200,13 @@ def check_results_folder(folder: str | os.PathLike[str]) -> Path:
     if not path.exists():
         return folder
     try:
-        written_by = [tool.get("Name") for tool in json.loads(path.read_text(encoding="utf-8")).get("GeneratedBy", [])]
-    except (ValueError, AttributeError):
-        written_by = []
-    if "daskdecode" not in written_by:
+        name = json.loads(path.read_text(encoding="utf-8"))["Name"]
+    except (ValueError, KeyError, TypeError):
+        name = None
+    if name != DATASET_NAME:
         raise DaskDecodeError(
-            f"{folder} is a BIDS data set that daskdecode did not write ({path.name} does not name it in GeneratedBy). "
-            f"Name a folder of its own for the results, such as {folder / 'derivatives' / 'daskdecode'}."
+            f"{folder} is a BIDS data set of its own ({path.name} calls it {name!r}, not {DATASET_NAME!r}). "
+            f"Name a new folder for the results, such as {folder / 'derivatives' / 'daskdecode'}."
         )
     return folder
 

@@ -1,0 +1,115 @@
+"""The command as a process: quick help, no tracebacks, exit statuses, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+
+import daskdecode
+from daskdecode.cli.command import Command, Group, as_failure
+from daskdecode.cli.main import main
+from daskdecode.errors import MemoryBudgetError, SelectionError
+
+COMMAND = [sys.executable, "-m", "daskdecode.cli"]
+
+
+def start(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_version_and_help_import_nothing_heavy():
+    assert start("--version").stdout.strip() == f"daskdecode, version {daskdecode.__version__}"
+    code = (
+        "import sys, daskdecode.cli.main as m; m.main(['convert', '--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "dask", "xarray", "zarr", "nibabel", "nilearn", "pandas", "matplotlib"} & set(result.stderr.split())
+
+
+@pytest.mark.parametrize("name", list(main.commands))
+def test_every_help_has_an_example(run, name):
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert f"daskdecode {name} " in result.output.split("Example")[1]
+
+
+def test_no_traceback_but_with_debug(tmp_path):
+    quiet, loud = start("info", tmp_path / "nowhere.zarr"), start("info", tmp_path / "nowhere.zarr", "--debug")
+    assert quiet.returncode == 2
+    assert "Traceback" not in quiet.stderr
+    assert quiet.stderr.count("\n") == 1
+    assert "Traceback" in loud.stderr
+    assert "StoreError" in loud.stderr
+
+
+def test_json_alone_on_stdout(store):
+    result = start("info", store, "--json")
+    assert json.loads(result.stdout)["complete"]
+    assert result.stderr == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise on Windows")
+def test_ctrl_c_is_130_and_one_line(tmp_path):
+    process = subprocess.Popen([*COMMAND, "demo", "--output", str(tmp_path / "demo")], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "Simulating" in process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert rest.strip().startswith("Error: Interrupted")
+    assert rest.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (SelectionError("No such\nlabel."), 2, "No such label."),
+        (MemoryBudgetError("too small"), 2, "too small"),
+        (FileNotFoundError(2, "No such file or directory", "a.nii"), 2, "a.nii: No such file or directory."),
+        (MemoryError(), 2, "--memory-budget"),
+        (click.UsageError("wrong"), 2, "wrong"),
+        (ZeroDivisionError("oops"), 70, "ZeroDivisionError: oops"),
+    ],
+)
+def test_whose_fault_an_error_is(error, status, text):
+    failure = as_failure(error)
+    assert failure.exit_code == status
+    assert text in failure.message
+    assert "\n" not in failure.message
+
+
+def test_faults_and_notes_through_the_group(capsys):
+    @click.command(cls=Command)
+    @click.option("--fail", is_flag=True)
+    @click.pass_context
+    def work(ctx, fail):
+        import warnings
+
+        warnings.warn("3 voxels are constant.", stacklevel=1)
+        if fail:
+            raise RuntimeError("broken\ninside")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        assert ctx.obj == {"progress": False}
+
+    group = Group("tool", commands={"work": work})
+    with pytest.raises(SystemExit) as ended:
+        group.main(["work", "--no-progress"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().err == "Note: 3 voxels are constant.\n"
+    with pytest.raises(SystemExit) as ended:
+        group.main(["work", "--fail"])
+    assert ended.value.code == 70
+    err = capsys.readouterr().err
+    assert err.splitlines()[1].startswith("Error: RuntimeError: broken inside")
+    assert err.count("\n") == 2
+    with pytest.warns(UserWarning, match="constant"), pytest.raises(RuntimeError, match="broken"):
+        group.main(["work", "--fail", "--debug"])
