@@ -99,11 +99,11 @@ def convert(
     plan = make_plan(resolve(runs), mask, rois)
     with _alone(store):
         target = as_store(store)
-        if not _claim(target, plan, overwrite=overwrite, resume=resume, progress=progress):
-            return _returned(store)
-        expected = fingerprints(plan.content)
         try:
-            _write(target, plan, expected, progress=progress)
+            if _claim(target, plan, overwrite=overwrite, resume=resume, progress=progress):
+                expected = fingerprints(plan.content)
+                _write(target, plan, expected, progress=progress)
+                _finalise(target, plan, expected)
         except DaskDecodeError:
             raise
         except OSError as error:
@@ -111,7 +111,6 @@ def convert(
                 f"Writing {address(target)} failed: {error}. What was converted so far is kept: free space or mend the connection, "
                 "and the same call goes on from there."
             ) from error
-        _finalise(target, plan, expected)
     return _returned(store)
 
 
@@ -167,6 +166,7 @@ def _alone(store: StoreLike) -> Iterator[None]:
     if path.is_file():
         raise StoreError(f"{path} is a file; a store is a folder. Choose another name.")
     _refuse_inside_a_store(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         mark = path.with_name(f".{path.name}.lock")
@@ -181,6 +181,9 @@ def _alone(store: StoreLike) -> Iterator[None]:
     finally:
         mark.unlink(missing_ok=True)
         lock.release()
+        for folder in made:  # an error before anything was written leaves nothing behind
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _refuse_inside_a_store(path: Path) -> None:

@@ -231,6 +231,8 @@ def find_brain(means: Sequence[np.ndarray], affine: np.ndarray, subject: str) ->
     from nilearn.masking import compute_epi_mask  # slow to import, and needed only here
 
     mean = nib.Nifti1Image(np.mean(means, axis=0), affine)
+    if np.ptp(mean.dataobj) == 0:
+        raise _no_brain(subject, "every voxel has one value")
     # Opening erodes two voxels from every side: a grid this thin would have nothing left.
     opening = 2 if min(mean.shape) >= 8 else False
     with warnings.catch_warnings():

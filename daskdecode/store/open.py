@@ -144,13 +144,15 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
     subject = runs[0]["subject"]
     node = next(entry["node"] for entry in root["plan"]["subjects"] if entry["subject"] == subject)
     # The subject's own consolidated metadata: one read, however many subjects the study has.
-    group: Any = zarr.open_group(Whole(store), path=node, mode="r", zarr_format=3)
+    group = _open_group(store, node)
     relative = [run["node"].removeprefix(f"{node}/") for run in runs]
     attributes = dict(group.attrs)
     masks = [f"{MASK_PREFIX}{name}" for name in attributes["masks"]]
     small = [VOXEL, *masks, *(f"{run}/{name}" for run in relative for name in (TIME, LABEL))]
     with ThreadPoolExecutor(_N_THREADS) as pool:
-        read = dict(zip(small, pool.map(lambda path: np.asarray(group[path][:]), small), strict=True))
+        read = dict(
+            zip(small, pool.map(lambda path: read_stored(group[path], slice(None), f"{node}/{path}", address(store)), small), strict=True)
+        )
     voxel = read[VOXEL]
     i, j, k = (index.astype(np.int32) for index in np.unravel_index(voxel, tuple(attributes["shape"])))
     lengths = [len(read[f"{run}/{TIME}"]) for run in relative]
@@ -171,6 +173,15 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
         coords={**along_time, **along_voxel},
         attrs=_attributes(attributes, root, set(sessions), address(store)),
     )
+
+
+def _open_group(store: Store, node: str) -> Any:
+    try:
+        return zarr.open_group(Whole(store), path=node, mode="r", zarr_format=3)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise StoreError(
+            f"The metadata of {node} in {address(store)} cannot be read: {error}. Restore them, or convert with overwrite=True."
+        ) from error
 
 
 def _repeated(names: Iterable[str], lengths: list[int]) -> np.ndarray:
@@ -225,7 +236,7 @@ def read_stored(array: Any, index: Any, run: str, where: str) -> np.ndarray:
         return np.asarray(array[index])
     except (ValueError, RuntimeError, KeyError) as error:
         raise StoreError(
-            f"A chunk of run {run} in {where} cannot be read: {error}. It was damaged after the conversion: restore it from a copy, or "
+            f"A chunk of {run} in {where} cannot be read: {error}. It was damaged after the conversion: restore it from a copy, or "
             "convert again with overwrite=True. daskdecode verify says what else is damaged."
         ) from error
 

@@ -106,7 +106,7 @@ def verify(store: StoreLike, *, progress: bool = True) -> Report:
     for run in plan["runs"]:
         runs_of.setdefault(run["source"], []).append(run)
     tasks = [delayed(_VerifyFile(opened, plan["sources"][n], runs), pure=False, traverse=False)() for n, runs in runs_of.items()]
-    counter = _Counter()  # type: ignore[no-untyped-call]
+    counter = _Counter()
     with counter, watch("Verifying files", len(tasks), lambda: counter.n, progress=progress):
         checked = dask.compute(*tasks)
     rows = {row.run: row for rows in checked for row in rows}
@@ -117,7 +117,7 @@ class _Counter(Callback):
     """Counts tasks that end on a scheduler of this process; on a cluster only the time is shown."""
 
     def __init__(self) -> None:
-        super().__init__()
+        Callback.__init__(self)
         self.n = 0
         self._lock = threading.Lock()
 

@@ -77,7 +77,9 @@ def make_runs(tmp_path: Path) -> Callable[..., list[Run]]:
         runs = []
         for n in range(n_runs):
             name = f"sub-{subject}{'' if session is None else f'_ses-{session}'}_run-{n + 1:02}_bold.nii.gz"
-            path = _write_image(tmp_path / folder / name, _random_values("<i2", n_volumes, seed=n + 17 * len(subject)))
+            path = tmp_path / folder / name
+            if not path.exists():  # the same files when asked again
+                _write_image(path, _random_values("<i2", n_volumes, seed=n + 17 * len(subject)))
             labels = np.array(["face", "cat", "rest"])[np.arange(n_volumes) % 3].tolist()
             runs.append(Run(path, labels=labels, subject=subject, session=session, run=f"{n + 1:02}"))
         return runs
