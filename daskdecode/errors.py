@@ -55,7 +55,8 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     names = list(dict.fromkeys(str(k) for k in known))
     if not names:
         return "None are known."
-    close = difflib.get_close_matches(str(name), names, n=n, cutoff=0.5)
+    same = [k for k in names if k.lower() == str(name).lower()]
+    close = same or difflib.get_close_matches(str(name), names, n=n, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
     shown = ", ".join(map(repr, names[:20])) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
     return f"{hint}Known: {shown}."

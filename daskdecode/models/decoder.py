@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -196,7 +196,10 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             With the arithmetic, where even the smallest steps exceed ``memory_budget``.
         """
         samples, design, plan, blocks = self._prepare(X, y, groups)
-        blocks, quality = _first_look(samples, blocks, plan)
+        if plan.in_memory:
+            samples = replace(samples, x=VoxelBlocks(samples.x).x.persist())
+            blocks = VoxelBlocks(self._scale(samples))
+        quality = Quality(*map(int, VoxelBlocks(samples.x).map_sum(count_bad).compute()))
         found = cross_validate(blocks, design, plan, self.progress)
         self._keep(samples, design, plan, found)
         self._record(samples, design, plan, quality, found)
@@ -392,15 +395,6 @@ class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
-
-
-def _first_look(samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[VoxelBlocks, Quality]:
-    """Count voxels that are not finite or constant and, where the scaled data fit, keep them, in the same pass."""
-    counts = VoxelBlocks(samples.x).map_sum(count_bad)
-    if plan.in_memory:
-        kept, counts = dask.persist(blocks.x, counts)
-        blocks = VoxelBlocks(kept)
-    return blocks, Quality(*map(int, counts.compute()))
 
 
 def _targets(codes: NDArray[Any], n_classes: int) -> NDArray[np.intp]:

@@ -44,7 +44,10 @@ def build_and_candidates(
     candidates = [dict(params) for params in ParameterGrid(_as_lists(model.param_grid if param_grid is None else param_grid))]
     for params in candidates:
         _check_params(model, fixed | params)
-    return partial(_build, model, fixed), candidates
+    # Settings of a list of grids may name different parameters; where one is silent, it means the estimator's own value.
+    names = dict.fromkeys(name for params in candidates for name in params)
+    own = model.build(10, 20, **fixed).get_params()
+    return partial(_build, model, fixed), [{name: params.get(name, own[name]) for name in names} for params in candidates]
 
 
 def _build(model: LinearModel, fixed: Mapping[str, Any], n_train: int, n_voxels: int, **params: Any) -> Any:

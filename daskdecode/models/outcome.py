@@ -26,9 +26,8 @@ def label_of(decision: NDArray[np.float64], classes: NDArray[Any]) -> NDArray[An
 
 
 def by_name(params: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Turn a list of settings into lists by name; a name that a setting lacks is None there."""
-    names = dict.fromkeys(name for p in params for name in p)
-    return {name: [p.get(name) for p in params] for name in names}
+    """Turn a list of settings into lists by name."""
+    return {name: [p[name] for p in params] for name in params[0]}
 
 
 def predictions(samples: Samples, splits: Sequence[Split], classes: NDArray[Any], decision: NDArray[np.float64]) -> pd.DataFrame:

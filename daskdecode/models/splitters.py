@@ -67,8 +67,11 @@ def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | N
         )
     try:
         splits = _split(rule, y[train], inside_groups)
-    except ValueError as error:
-        raise DecodingError(f"tune='nested' cannot split a training set of {train.size} samples again with {rule}: {error}") from error
+    except DecodingError as error:
+        raise DecodingError(
+            f"tune='nested' splits each training set again by the rule of cv=: {error} Give a single setting (param_grid={{'C': 1}}), "
+            "another cv=, or tune='held_out' (optimistic)."
+        ) from error
     found = [(train[a], train[b]) for a, b in splits]
     for a, _ in found:
         missing = set(np.unique(y).tolist()) - set(np.unique(y[a]).tolist())
@@ -116,7 +119,7 @@ def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Spli
                 warnings.filterwarnings("ignore", message="The groups parameter is ignored")
                 pairs = list(rule.split(np.zeros((y.size, 1)), y, None if groups is None else _in_natural_order(groups)))
         except ValueError as error:
-            raise DecodingError(f"{rule} cannot split {y.size} samples: {error}") from error
+            raise DecodingError(f"{rule} cannot split {y.size} samples: {str(error).rstrip('.')}.") from error
     if not pairs:
         raise DecodingError("cv gives no folds.")
     try:
