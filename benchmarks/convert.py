@@ -1,21 +1,21 @@
 """Conversion beside bare decompression: seconds as a ratio, and the peak of memory.
 
-    python benchmarks/convert.py [--volumes 3500] [--runs 1] [--folder DIR] [--keep]
+    python benchmarks/convert.py [--volumes 3500] [--runs 1] [--repeat 3]
 
-Writes int16 images of 64 x 64 x 36 voxels (smooth brain, noise, an empty background; 3,500 volumes are 1.03 GB), decompresses them with a bare
-isal loop, and converts them with a brain mask from a file. Each is measured in a process of its own, so that the peaks are theirs.
+Writes int16 images of 64 x 64 x 36 voxels (smooth brain, noise, an empty background; 3,500 volumes are 1.03 GB), decompresses them
+with a bare isal loop, and converts them with a brain mask from a file. Each is measured in a process of its own, so that the peaks
+are theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +69,20 @@ def _write(path: Path, header, n_volumes: int, mean: np.ndarray, noise_sd: np.nd
             stream.write(volume.astype(np.int16).tobytes())
 
 
-def measure(code: str) -> tuple[float, float]:
-    """Seconds and peak memory (MB) of code in a process of its own."""
-    wrapped = f"import resource, time, json\nt = time.perf_counter()\n{code}\n" + (
-        "print(json.dumps([time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000]))"
-    )
+def measure(code: str) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds and peak memory (MB) of code in a process of its own."""
+    used = "resource.getrusage(resource.RUSAGE_SELF)"
+    wrapped = f"""
+import json, resource, time
+began = time.perf_counter()
+{code}
+wall = time.perf_counter() - began
+used = {used}
+print(json.dumps([wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000]))
+"""
     out = subprocess.run([sys.executable, "-c", wrapped], check=True, capture_output=True, text=True).stdout
-    seconds, peak_mb = json.loads(out.splitlines()[-1])
-    return seconds, peak_mb
+    wall_s, processor_s, peak_mb = json.loads(out.splitlines()[-1])
+    return wall_s, processor_s, peak_mb
 
 
 def main() -> None:
@@ -92,26 +98,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths, mask = simulate(folder, options.volumes, options.runs)
-        compressed = sum(Path(p).stat().st_size for p in paths) / 1e6
-        nbytes = np.prod(SHAPE) * 2 * options.volumes / 1e6
+        compressed_mb = sum(Path(p).stat().st_size for p in paths) / 1e6
+        plain_mb = np.prod(SHAPE) * 2 * options.volumes / 1e6
         print(
-            f"{options.runs} x {options.volumes // options.runs} volumes of {SHAPE} int16: {nbytes:.0f} MB, {compressed:.0f} MB compressed, seed 0"
+            f"{options.runs} x {options.volumes // options.runs} volumes of {SHAPE} int16, {plain_mb:.0f} MB ({compressed_mb:.0f} compressed)"
         )
-        print(
-            f"Python {platform.python_version()}, isal {isal.__version__}, zarr {zarr.__version__}, {platform.machine()}, {_n_cores()} cores"
-        )
+        n_cores = len(os.sched_getaffinity(0))
+        print(f"Python {platform.python_version()}, isal {isal.__version__}, zarr {zarr.__version__}, {n_cores} cores, seed 0")
         for repeat in range(options.repeat):
-            read_s, _ = measure(READ.format(paths=paths))
-            convert_s, peak_mb = measure(CONVERT.format(paths=paths, store=str(folder / f"study-{repeat}.zarr"), mask=mask))
+            read_s, read_cpu, _ = measure(READ.format(paths=paths))
+            convert_s, convert_cpu, peak_mb = measure(CONVERT.format(paths=paths, store=str(folder / f"study-{repeat}.zarr"), mask=mask))
             print(
-                f"isal alone {read_s:.2f} s; convert {convert_s:.2f} s (imports included), {peak_mb:.0f} MB at peak; ratio {convert_s / read_s:.2f}"
+                f"isal alone {read_s:.2f} s (processor {read_cpu:.2f}); convert, imports included, {convert_s:.2f} s ({convert_cpu:.2f}), "
+                f"{peak_mb:.0f} MB at peak; ratio {convert_s / read_s:.2f}"
             )
-
-
-def _n_cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":
