@@ -40,7 +40,7 @@ def simulate(folder: Path, n_volumes: int, n_runs: int, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
     radius = np.sqrt((grid**2 * np.array([1.0, 1.0, 1.2])[:, None, None, None]).sum(axis=0))
-    mask = radius < 0.8926  # 52,800 of 147,456 voxels or so, as much as a brain fills of its box
+    mask = radius < np.sort(radius, axis=None)[52_800]  # of 147,456, as much as a brain fills of its box
     mean = np.where(mask, 900 + 200 * np.cos(7 * grid[0]) * np.sin(5 * grid[1]), 5)
     noise_sd = np.where(mask, 12.0, 2.0)
     mask_path = folder / "mask.nii.gz"
@@ -100,9 +100,8 @@ def main() -> None:
         paths, mask = simulate(folder, options.volumes, options.runs)
         compressed_mb = sum(Path(p).stat().st_size for p in paths) / 1e6
         plain_mb = np.prod(SHAPE) * 2 * options.volumes / 1e6
-        print(
-            f"{options.runs} x {options.volumes // options.runs} volumes of {SHAPE} int16, {plain_mb:.0f} MB ({compressed_mb:.0f} compressed)"
-        )
+        print(f"{options.runs} x {options.volumes // options.runs} volumes of {SHAPE} int16")
+        print(f"{plain_mb:.0f} MB, {compressed_mb:.0f} MB compressed")
         n_cores = len(os.sched_getaffinity(0))
         print(f"Python {platform.python_version()}, isal {isal.__version__}, zarr {zarr.__version__}, {n_cores} cores, seed 0")
         for repeat in range(options.repeat):

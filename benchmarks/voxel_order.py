@@ -34,9 +34,8 @@ def main() -> None:
             for name, order in orders.items():
                 touched[name].append(len(np.unique(np.flatnonzero(region[order]) // chunk)))
         means = ", ".join(f"{name} {np.mean(n):.1f}" for name, n in touched.items())
-        print(
-            f"{len(inside)} voxels in chunks of {chunk} ({-(-len(inside) // chunk)}): a sphere of about 500 voxels touches on average {means}"
-        )
+        n_chunks = -(-len(inside) // chunk)
+        print(f"{len(inside)} voxels in {n_chunks} chunks of {chunk}: a sphere of about 500 voxels touches on average {means}")
 
 
 if __name__ == "__main__":

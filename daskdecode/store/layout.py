@@ -197,7 +197,9 @@ def morton_order(voxel: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
     Notes
     -----
-    The code interleaves the bits of i, j and k. Measured by ``benchmarks/voxel_order.py``.
+    The code interleaves the bits of i, j and k. Of the 52 chunks of 1,024 voxels of a brain (52,560 voxels), a sphere of 500 voxels
+    touches 9.1 in C order, 5.3 along the Morton curve, and 5.2 in cubes of 8 voxels, which favour one size of region and of chunk
+    (``benchmarks/voxel_order.py``).
     """
     ijk = np.unravel_index(np.asarray(voxel, dtype=np.int64), tuple(shape))
     code = np.zeros(len(voxel), dtype=np.int64)
