@@ -14,7 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from daskdecode import schema
-from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, SourceError, nearest
+from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, nearest
+from daskdecode.store.masks import load_mask
 
 Mask: TypeAlias = "str | os.PathLike[str] | npt.ArrayLike | xr.DataArray | nib.spatialimages.SpatialImage"
 
@@ -42,9 +43,10 @@ def apply_mask(ds: xr.Dataset, mask: Mask) -> xr.Dataset:
     GridMismatchError
         If an image lies on another grid; the message has the resampling that would mend it.
     SelectionError
-        If the name is unknown (the nearest are offered), the mask keeps no voxel, is not boolean, or has the wrong length.
-    SourceError
-        If a file is missing, unreadable or damaged, or the image is no mask (several values besides 0: an atlas or a probability map).
+        If the name is unknown (the nearest are offered); the mask keeps no voxel, is not boolean, or has the wrong length; a file is
+        missing or unreadable; or an image has several values besides 0 (an atlas, a probability map).
+    CorruptFileError
+        If a file ends early or is damaged.
 
     Warns
     -----
@@ -117,37 +119,21 @@ def voxel_volume_mm3(ds: xr.Dataset) -> float:
 def _as_boolean(ds: xr.Dataset, mask: Mask) -> tuple[np.ndarray, str]:
     """One boolean a voxel of ``ds``, and what to call the mask in a message."""
     if isinstance(mask, str) and schema.MASK_PREFIX + mask in ds.variables:
-        return np.asarray(ds[schema.MASK_PREFIX + mask].values, dtype=bool), f"The mask {mask!r}"
-    if isinstance(mask, nib.spatialimages.SpatialImage):
-        return _from_image(ds, mask, "The mask image")
+        return np.asarray(ds[schema.MASK_PREFIX + mask].values, dtype=bool), f"Mask {mask!r}"
     if isinstance(mask, str) and not _looks_like_a_path(mask):
-        known = schema.mask_names(ds)
         raise SelectionError(
-            f"There is no mask named {mask!r}. {nearest(mask, known)} Add one with daskdecode.add_mask, or pass an image or its path."
+            f"There is no mask named {mask!r}. {nearest(mask, schema.mask_names(ds))} "
+            "Add one with daskdecode.add_mask, or pass an image or its path."
         )
     if isinstance(mask, (str, os.PathLike)):
-        return _from_image(ds, _load(Path(mask)), f"The mask {Path(mask).name}")
+        return _from_image(ds, mask, Path(mask).name)
+    if isinstance(mask, nib.spatialimages.SpatialImage):
+        return _from_image(ds, mask, Path(mask.get_filename() or "image").name)
     return _from_array(ds, mask), "The mask"
 
 
 def _looks_like_a_path(mask: str) -> bool:
     return mask.lower().endswith(_IMAGE_SUFFIXES) or os.sep in mask or Path(mask).is_file()
-
-
-def _load(path: Path) -> Any:
-    try:
-        return nib.load(path)
-    except FileNotFoundError:
-        raise SourceError(f"The mask {path} does not exist.") from None
-    except nib.filebasedimages.ImageFileError as error:
-        raise SourceError(f"The mask {path} cannot be read as an image: {error}") from error
-
-
-def _read(image: Any, what: str) -> np.ndarray:
-    try:
-        return np.asarray(image.dataobj)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CorruptFileError(f"{what} ends early or is damaged ({error}): copy it again from its source.") from error
 
 
 def _from_array(ds: xr.Dataset, mask: npt.ArrayLike | xr.DataArray) -> np.ndarray:
@@ -160,41 +146,24 @@ def _from_array(ds: xr.Dataset, mask: npt.ArrayLike | xr.DataArray) -> np.ndarra
     return keep
 
 
-def _from_image(ds: xr.Dataset, image: Any, what: str) -> tuple[np.ndarray, str]:
-    volume = _read(image, what)
-    if volume.ndim == 4 and volume.shape[3] == 1:
-        volume = volume[..., 0]
-    _check_grid(ds, volume.shape, np.asarray(image.affine), what)
-    kept = np.unique(volume[volume != 0])
-    if len(kept) > 1:
-        raise SourceError(
-            f"{what} is no mask: it has {len(kept)} values besides 0 (from {kept[0]:g} to {kept[-1]:g}). Choose a threshold or a region "
-            'first, for example nilearn.image.math_img("img > 0.5", img=mask).'
-        )
-    inside = (volume != 0).ravel()
+def _from_image(ds: xr.Dataset, image: Any, name: str) -> tuple[np.ndarray, str]:
+    """A mask image on the data's grid, by the rules of the store, as booleans over the voxels of ``ds``."""
+    try:
+        inside = load_mask(image, _shape(ds), _affine(ds), name).ravel()
+    except GridMismatchError as error:
+        raise GridMismatchError(f"{error} Here, run is daskdecode.mean_image(ds).") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptFileError(f"Mask {name!r} ends early or is damaged ({error}): copy it again from its source.") from error
     keep = inside[ds[schema.VOXEL].values]
     missing = int(inside.sum() - keep.sum())
     if missing and keep.any():
         warnings.warn(
-            f"{what} has {int(inside.sum())} voxels, of which {missing} are not in these data (they lie outside the mask "
+            f"Mask {name!r} has {int(inside.sum())} voxels, of which {missing} are not in these data (they lie outside the mask "
             "that the study was converted or selected with) and are left out.",
             UserWarning,
             stacklevel=4,
         )
-    return keep, what
-
-
-def _check_grid(ds: xr.Dataset, shape: tuple[int, ...], affine: np.ndarray, what: str) -> None:
-    if shape != _shape(ds):
-        found = f"its shape is {shape}, that of the data {_shape(ds)}"
-    elif not np.allclose(affine, _affine(ds), rtol=1e-5, atol=1e-3):
-        found = f"its affine differs from that of the data by up to {np.abs(affine - _affine(ds)).max():g} mm"
-    else:
-        return
-    raise GridMismatchError(
-        f"{what} lies on another grid: {found}. Resample it: nilearn.image.resample_to_img(mask, daskdecode.mean_image(ds), "
-        'interpolation="nearest", force_resample=True, copy_header=True).'
-    )
+    return keep, f"Mask {name!r}"
 
 
 # -- the grid ----------------------------------------------------------------------------------------------------------------------------

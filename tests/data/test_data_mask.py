@@ -12,7 +12,7 @@ from nilearn.masking import apply_mask as nilearn_apply_mask
 
 import daskdecode as dd
 from daskdecode.data.mask import voxel_volume_mm3
-from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, SourceError
+from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError
 
 fixtures_are_pure = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 
@@ -125,12 +125,16 @@ def test_unknown_mask_names_the_nearest(subject):
         dd.apply_mask(subject(), "vtt")
 
 
-@pytest.mark.parametrize("as_image", [False, True])
-def test_empty_masks_are_refused(subject, as_image):
+def test_empty_masks_are_refused(subject):
     ds = subject()
-    mask = dd.to_nifti(ds.mask_empty, ds) if as_image else "empty"
+    with pytest.raises(SelectionError, match="Mask 'empty' keeps none of the 61 voxels"):
+        dd.apply_mask(ds, "empty")
+    with pytest.raises(SelectionError, match="is empty: every voxel is zero"):
+        dd.apply_mask(ds, dd.to_nifti(ds.mask_empty, ds))
+    elsewhere = np.ones((7, 8, 9), np.uint8)
+    elsewhere[ds.i.values, ds.j.values, ds.k.values] = 0
     with pytest.raises(SelectionError, match="keeps none of the 61 voxels"):
-        dd.apply_mask(ds, mask)
+        dd.apply_mask(ds, nib.Nifti1Image(elsewhere, np.asarray(ds.attrs["affine"])))
 
 
 def test_arrays_that_are_no_masks_are_refused(subject):
@@ -144,11 +148,11 @@ def test_an_image_on_another_grid_is_refused_and_its_remedy_works(subject):
     ds = subject()
     elsewhere = nib.Nifti1Image(np.ones((11, 12, 13), np.uint8), np.diag([3, 3, 3, 1.0]) @ np.eye(4))
     elsewhere.affine[:3, 3] = (-12, -45, -15)
-    with pytest.raises(GridMismatchError, match=r"another grid: its shape is \(11, 12, 13\).*resample_to_img"):
+    with pytest.raises(GridMismatchError, match=r"another voxel grid.*resample_to_img.*daskdecode\.mean_image\(ds\)"):
         dd.apply_mask(ds, elsewhere)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not every voxel of the box is in the data
-        remedy = resample_to_img(elsewhere, dd.mean_image(ds), interpolation="nearest", force_resample=True, copy_header=True)
+        remedy = resample_to_img(elsewhere, dd.mean_image(ds), interpolation="nearest")
         assert 0 < dd.apply_mask(ds, remedy).sizes["voxel"] < 61
 
 
@@ -157,13 +161,13 @@ def test_a_shifted_affine_is_another_grid(subject):
     image = whole_mask(ds)
     moved = image.affine.copy()
     moved[1, 3] += 2.0
-    with pytest.raises(GridMismatchError, match="affine differs from that of the data by up to 2 mm"):
+    with pytest.raises(GridMismatchError, match=r"another affine than the runs \(up to 2 apart\)"):
         dd.apply_mask(ds, nib.Nifti1Image(np.asarray(image.dataobj), moved))
 
 
 def test_an_atlas_is_no_mask(subject):
     ds = subject()
-    with pytest.raises(SourceError, match="60 values besides 0"):
+    with pytest.raises(SelectionError, match="61 different values"):
         dd.apply_mask(ds, dd.to_nifti(np.arange(61), ds))
 
 
@@ -176,13 +180,13 @@ def test_mask_voxels_that_the_data_lack_are_reported(subject):
 
 def test_files_that_cannot_be_read(subject, tmp_path):
     ds = subject()
-    with pytest.raises(SourceError, match="does not exist"):
+    with pytest.raises(SelectionError, match="cannot be read: No such file"):
         dd.apply_mask(ds, tmp_path / "none.nii.gz")
     (tmp_path / "text.nii").write_text("not an image")
-    with pytest.raises(SourceError, match="cannot be read as an image"):
+    with pytest.raises(SelectionError, match="cannot be read"):
         dd.apply_mask(ds, tmp_path / "text.nii")
-    noise = np.random.default_rng(0).integers(0, 2, (30, 30, 30), dtype=np.uint8)
-    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "whole.nii.gz")
+    noise = np.random.default_rng(0).random((7, 8, 9))
+    nib.save(nib.Nifti1Image(noise, np.asarray(ds.attrs["affine"])), tmp_path / "whole.nii.gz")
     (tmp_path / "short.nii.gz").write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:-400])
-    with pytest.raises(CorruptFileError, match=r"short\.nii\.gz ends early or is damaged"):
+    with pytest.raises(CorruptFileError, match=r"short\.nii\.gz' ends early or is damaged"):
         dd.apply_mask(ds, tmp_path / "short.nii.gz")
