@@ -313,16 +313,16 @@ def _jobs(store: Store, plan: Plan, expected: Mapping[str, str]) -> list[WriteFi
 
 def _finalise(store: Store, plan: Plan, expected: Mapping[str, str]) -> None:
     """Declare the store complete, if every run is there."""
-    missing = [node for node, fingerprint in expected.items() if not is_written(store, node, fingerprint)]
+    found = dict(zip(expected, layout.read_many(store, list(expected)), strict=True))
+    missing = [node for node, attributes in found.items() if (attributes or {}).get("fingerprint") != expected[node]]
     if missing:
         raise StoreError(
             f"{address(store)} lacks {len(missing)} of {len(expected)} runs after the conversion ({missing[0]}): was it changed by another "
             "process, or do the workers not see the same store?"
         )
-    for node in expected:
-        attributes = layout.read_attributes(store, node) or {}
+    for node, attributes in found.items():
         for what in ("nonfinite", "constant"):
-            if n := attributes.get(f"n_{what}_voxels", 0):
+            if n := (attributes or {}).get(f"n_{what}_voxels", 0):
                 logger.log(logging.WARNING if what == "nonfinite" else logging.INFO, "%s has %d %s voxels.", node, n, what)
     layout.consolidate(store, [subject.node for subject in plan.subjects])
     layout.set_complete(store)

@@ -18,6 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from daskdecode.schema import FORMAT_VERSION, VOXEL
 SEGMENT_NBYTES: Final = 96 * 2**20
 """A run is gathered in memory and written at once up to this size; a longer one is split along time."""
 CHUNK_NBYTES: Final = 4 * 2**20
+N_REQUESTS: Final = 8
 VOXELS_PER_CHUNK: Final = (1024, 4096)
 """Fewer make too many files and too many reads, more make a region of interest read too much."""
 
@@ -106,6 +108,12 @@ def read_attributes(store: Store, path: str = "") -> dict[str, Any] | None:
     except ValueError as error:
         raise StoreError(f"{key} in {address(store)} is damaged ({error}): restore it, or convert again with overwrite=True.") from error
     return dict(node.get("attributes", {})) if isinstance(node, dict) and node.get("node_type") == "group" else None
+
+
+def read_many(store: Store, paths: Sequence[str]) -> list[dict[str, Any] | None]:
+    """:func:`read_attributes` of many groups, several at once: a request to a distant store takes long, and little of anything else."""
+    with ThreadPoolExecutor(N_REQUESTS) as pool:
+        return list(pool.map(lambda path: read_attributes(store, path), paths))
 
 
 def write_group(store: Store, path: str, attributes: Mapping[str, Any]) -> None:

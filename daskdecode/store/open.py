@@ -16,11 +16,8 @@ from zarr.storage import WrapperStore
 
 from daskdecode.errors import IncompleteStoreError, SelectionError, StoreError, nearest
 from daskdecode.schema import BOLD, LABEL, MASK_PREFIX, RUN, SESSION, SUBJECT, TIME, VOXEL
-from daskdecode.store.layout import StoreLike, address, as_store, digest, read_dtype, require_readable
+from daskdecode.store.layout import N_REQUESTS, StoreLike, address, as_store, digest, read_dtype, read_many, require_readable
 from daskdecode.store.plan import fingerprints
-from daskdecode.store.write import is_written
-
-_N_THREADS = 8
 
 
 def open_subject(store: StoreLike, subject: str | None = None, session: str | None = None) -> xr.Dataset:
@@ -120,9 +117,8 @@ def require_complete(store: Store) -> dict[str, Any]:
 def missing_runs(store: Store, root: Mapping[str, Any]) -> list[str]:
     """Nodes of the planned runs that are not whole, in the order of the plan."""
     expected = fingerprints(root["plan"])
-    with ThreadPoolExecutor(_N_THREADS) as pool:
-        written = list(pool.map(lambda item: is_written(store, *item), expected.items()))
-    return [node for node, there in zip(expected, written, strict=True) if not there]
+    found = read_many(store, list(expected))
+    return [node for node, attributes in zip(expected, found, strict=True) if (attributes or {}).get("fingerprint") != expected[node]]
 
 
 def _choose(name: str | None, known: list[str], what: str, prefix: str, store: Store) -> str:
@@ -149,7 +145,7 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
     attributes = dict(group.attrs)
     masks = [f"{MASK_PREFIX}{name}" for name in attributes["masks"]]
     small = [VOXEL, *masks, *(f"{run}/{name}" for run in relative for name in (TIME, LABEL))]
-    with ThreadPoolExecutor(_N_THREADS) as pool:
+    with ThreadPoolExecutor(N_REQUESTS) as pool:
         read = dict(
             zip(small, pool.map(lambda path: read_stored(group[path], slice(None), f"{node}/{path}", address(store)), small), strict=True)
         )

@@ -1,0 +1,44 @@
+"""The bar: after a while, on a terminal, unless it is switched off; and it never ends the work."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from daskdecode.store import progress
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = True, wanted: bool = True, patience_s: float = 0.0, count=lambda: 2) -> str:
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=terminal, width=120))
+    monkeypatch.setattr(progress, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(progress, "_INTERVAL_S", 0.02)
+    with progress.watch("Converting runs", 5, count, progress=wanted):
+        time.sleep(0.3)
+    return screen.getvalue()
+
+
+def test_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = shown(monkeypatch)
+    assert "Converting runs" in screen
+    assert "2/5" in screen
+
+
+@pytest.mark.parametrize("how", [{"terminal": False}, {"wanted": False}, {"patience_s": 30.0}])
+def test_not_shown(monkeypatch: pytest.MonkeyPatch, how) -> None:
+    assert shown(monkeypatch, **how) == ""
+
+
+def test_a_store_that_cannot_be_asked_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError("no connection")
+
+    assert "0/5" in shown(monkeypatch, count=fail)
+
+
+def test_errors_pass_through() -> None:
+    with pytest.raises(KeyError), progress.watch("", None, lambda: 0, progress=True):
+        raise KeyError("x")
