@@ -13,6 +13,9 @@ from daskdecode.errors import MemoryBudgetError
 
 Route = Literal["gram", "columns"]
 
+_BATCH_NBYTES = 2**29
+"""Gram matrices worked on together where the data are in memory: more at a time would save no reading, only take memory."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -150,7 +153,8 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
         raise MemoryBudgetError(_refusal(w, parts, one, allowed))
     in_memory = streamed + one + data <= allowed
     fixed = streamed + (data if in_memory else 0)
-    batch = int(min(w.n_selections, max(1, (allowed - fixed) // one)))
+    room = min(allowed - fixed, _BATCH_NBYTES) if in_memory else allowed - fixed
+    batch = int(min(w.n_selections, max(1, room // one)))
     n_batches = -(-w.n_selections // batch)
     passes = 1 if in_memory else 2 + n_batches
     return Plan(
