@@ -13,6 +13,7 @@ Everything is written to ``--output``: the store, pictures, the weights as NIfTI
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut
 from sklearn.utils import Bunch
 
 import daskdecode as dd
+from daskdecode.errors import DaskDecodeError
 
 # What nilearn's Decoder(estimator="svc", standardize="zscore_sample") computes: ten stratified folds; hyperparameters chosen on the very
 # folds whose scores are reported; all samples z-scored together. We ask for it by name: it is not what daskdecode does by itself.
@@ -236,4 +238,7 @@ def quiet() -> warnings.catch_warnings:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DaskDecodeError as error:
+        sys.exit(f"{error}")
