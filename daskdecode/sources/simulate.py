@@ -56,7 +56,7 @@ def simulate_study(
     block_s: float = 16.0,
     rest_s: float = 12.0,
     repetition_time: float = 2.0,
-    signal: float = 0.35,
+    signal: float = 0.45,
     similarity: float = 0.5,
     noise: float = 1.0,
     ar1: float = 0.4,

@@ -188,8 +188,9 @@ def test_several_spaces_and_none_asked_for_is_an_error_that_names_them(preproces
         dd.find_runs(preprocessed.root / "derivatives" / "fmriprep")
 
 
-def test_runs_in_different_spaces_are_no_study(folder):
-    folder.put("sub-1/func/sub-1_task-x_space-A_bold.nii.gz", "sub-2/func/sub-2_task-x_space-B_bold.nii.gz")
+@pytest.mark.parametrize("entity", ["space", "desc"])
+def test_runs_in_different_spaces_are_no_study(folder, entity):
+    folder.put(f"sub-1/func/sub-1_task-x_{entity}-A_bold.nii.gz", f"sub-2/func/sub-2_task-x_{entity}-B_bold.nii.gz")
     with pytest.raises(SourceError, match="'A', 'B'"):
         dd.find_runs(folder.root)
 
