@@ -43,7 +43,7 @@ def events_to_labels(
     2. Blocks are shifted by `hrf_delay_s`.
     3. Volume v was acquired from ``v * repetition_time`` to ``(v + 1) * repetition_time``. Where conditions cover less than half of it
        it is `rest`; otherwise it belongs to the condition that covers most of it, and of two that cover it equally, to the one that
-       began later (its response is rising while the other's falls).
+       began later (its response is rising while the other's falls), or comes first by name.
     4. A block too short to win any volume (a single brief event) gets the one in which its middle falls, where that is still rest.
 
     Parameters
@@ -76,8 +76,8 @@ def events_to_labels(
     Notes
     -----
     A shift turns a block of stimuli into a block of volumes. The best one is where the response to a block passes half its height, not
-    where that to a single stimulus peaks (5 to 6 s): about 4.5 s for blocks of 10 to 30 s with Glover's response function, and on subject 1 of
-    Haxby et al. (2001), whose stimuli last 0.5 s every 2 s, 3.75 s for the first block of a run.
+    where that to a single stimulus peaks (5 to 6 s): about 4.5 s for blocks of 10 to 30 s with Glover's response function, and on
+    subject 1 of Haxby et al. (2001), whose stimuli last 0.5 s every 2 s, 3.75 s for the first block of a run.
 
     Agreement with the labels that have come with that data set since PyMVPA, over 12 runs of 121 volumes (TR 2.5 s): 1356 of 1452
     (93.4 %) with the default 4 s; at most 1404 (96.7 %), for 2 to 2.5 s. Its published events repeat every 36 s but its labels every
@@ -109,8 +109,7 @@ def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     """Onset, end (seconds) and condition of every event that has one, by onset."""
     where = _where(events)
     table = events if isinstance(events, pd.DataFrame) else read_table(events, "events")
-    for name in ("onset", "duration", "trial_type"):
-        column_of(table, [name], where, required=True)
+    table = table.rename(columns={column_of(table, [name], where, required=True): name for name in ("onset", "duration", "trial_type")})
     conditions = table["trial_type"].astype(str).str.strip()
     onsets = pd.to_numeric(table["onset"], errors="coerce").to_numpy(dtype=np.float64)
     missing = table["duration"].astype(str).str.strip().str.lower().isin(MISSING)

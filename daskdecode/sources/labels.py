@@ -73,11 +73,11 @@ def read_table(path: str | os.PathLike[str], what: str) -> pd.DataFrame:
     if not path.is_file():
         raise SourceError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: expected a table of {what}.")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8") as file:
             header = file.readline()
         separator = next((s for s in ("\t", ",") if s in header), r"\s+")
         # Everything as text: 01 is not 1, and a condition may well be called "NA" or "true".
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8", skipinitialspace=True)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SourceError(f"{path} is not a table of {what}: {error}. Expected a header line and one row a line, as text.") from error
 

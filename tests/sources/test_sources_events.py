@@ -68,6 +68,8 @@ def test_equal_cover_goes_to_the_later_onset_whatever_the_order_of_rows():
     assert _labels(*rows) == _labels(*reversed(rows)) == ".abb......"
     rows = [(2, 3, "b"), (5, 3, "a")]
     assert _labels(*rows) == _labels(*reversed(rows)) == ".baa......"
+    rows = [(2, 4, "b"), (2, 4, "a")]
+    assert _labels(*rows) == _labels(*reversed(rows)) == ".aa.......", "at one onset, the first by name"
 
 
 def test_conditions_that_together_fill_half_a_volume_leave_no_rest():
@@ -101,7 +103,7 @@ def test_no_events_is_rest_and_rest_may_be_called_otherwise():
 
 def test_a_file_is_read_as_bids_writes_it(tmp_path):
     path = tmp_path / "sub-1_events.tsv"
-    path.write_text("onset\tduration\ttrial_type\tresponse_time\n4.0\t8.0\tscrambled pix\tn/a\n")
+    path.write_text("onset\tduration\ttrial_type \tresponse_time\n4.0\t8.0\tscrambled pix\tn/a\n")
     assert list(events_to_labels(path, 7, 2.0, hrf_delay_s=0)) == ["rest"] * 2 + ["scrambled pix"] * 4 + ["rest"]
 
 

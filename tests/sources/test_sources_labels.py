@@ -20,6 +20,7 @@ from daskdecode.sources.labels import read_label_table
         ("labels.txt", "labels   chunks \nface   0\ncat 0\nrest  1\n"),
         ("labels.csv", "label,run\nface,0\ncat,0\nrest,1\n"),
         ("labels.csv", "run, condition\n0, face\n0, cat\n1, rest\n"),
+        ("labels.csv", 'label, run\n"face", "0"\n"cat", "0"\n"rest", "1"\n'),
         ("labels.tsv", "trial_type\truns\tonset\nface\t0\t0.0\ncat\t0\t2.5\nn/a\t1\t5\n"),
         ("labels.txt", "labels\tchunks\nface\t0\ncat\t0\n\t1\n"),
         ("windows.csv", "\ufefflabel,run\r\nface,0\r\ncat,0\r\nrest,1\r\n"),

@@ -277,7 +277,7 @@ def test_file_cut_anywhere_is_an_error_before_reading(tmp_path, ending, several_
             assert isinstance(caught.value, CorruptFileError)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_gzip_with_one_byte_changed_is_an_error_or_reads_the_same(tmp_path, where, flip):
     path = _save(tmp_path, n=3)
@@ -289,12 +289,11 @@ def test_gzip_with_one_byte_changed_is_an_error_or_reads_the_same(tmp_path, wher
         found = _whole_reading(path)
     except SourceError:
         return
-    # Only the gzip header (time, operating system) may change without being noticed.
+    # Some bytes say nothing about the data: time and system in the gzip header, codes that a deflate table never uses.
     assert found == expected
-    assert int(where * len(content)) < 10
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.integers(0, 351), value=st.integers(0, 255), gz=st.booleans())
 def test_header_with_one_byte_changed_is_read_or_explained(tmp_path, where, value, gz):
     path = _save(tmp_path, ".nii.gz" if gz else ".nii", n=3)
