@@ -91,7 +91,7 @@ def convert(
 
     Notes
     -----
-    One task a file, on the active Dask scheduler. Each file is read once. Memory of a task: two blocks of 16 MiB and one run of all
+    One task a file, on the active Dask scheduler. Each file is read once. Memory of a task: three blocks of 8 MiB and one run of all
     kept voxels, of which at most 96 MiB at a time, whatever the length of the file. A run becomes part of the store in one write of
     its metadata once all its values are there.
     """

@@ -19,7 +19,8 @@ from daskdecode.sources.partition import Partition, SourceFile
 from daskdecode.store.layout import create_bold, delete_node, flag_attributes, read_attributes, time_chunk, write_group, write_vector
 from daskdecode.store.plan import source_entry
 
-BLOCK_NBYTES: Final = 16 * 2**20
+BLOCK_NBYTES: Final = 8 * 2**20
+CHUNKS_AT_ONCE: Final = 4
 SOURCE_HEADER: Final = "source_header"
 T = TypeVar("T")
 
@@ -113,7 +114,8 @@ class _RunWriter:
         n_volumes = partition.stop - partition.start
         self._n_per_segment = time_chunk(n_volumes, len(columns), self._dtype.itemsize)
         self._n_written = self._n_gathered = 0
-        self._segment: np.ndarray | None = None
+        self._buffer: np.ndarray | None = None
+        self._voxels_per_chunk = voxels_per_chunk
         self._lowest, self._highest = (np.empty(0, self._dtype),) * 2
         delete_node(job.store, node)  # what a killed conversion left
         write_group(job.store, node, {"complete": False})
@@ -131,27 +133,33 @@ class _RunWriter:
         start = max(0, self._partition.start - first)
         stop = min(len(block), self._partition.stop - first)
         while start < stop:
-            if self._segment is None:
-                n_left = len(self._partition.labels) - self._n_written
-                self._segment = np.empty((min(self._n_per_segment, n_left), len(self._columns)), self._dtype)
-            n = min(stop - start, len(self._segment) - self._n_gathered)
-            into = self._segment[self._n_gathered : self._n_gathered + n]
+            if self._buffer is None:
+                self._buffer = np.empty((self._n_per_segment, len(self._columns)), self._dtype)
+            segment = self._buffer[: len(self._partition.labels) - self._n_written]
+            n = min(stop - start, len(segment) - self._n_gathered)
+            into = segment[self._n_gathered : self._n_gathered + n]
             # mode="clip" writes straight into `out`; the default checks every index first, in a buffer.
             np.take(block[start : start + n].astype(self._dtype, copy=False), self._columns, axis=1, out=into, mode="clip")
             self._n_gathered += n
             start += n
-            if self._n_gathered == len(self._segment):
-                self._flush(self._segment)
+            if self._n_gathered == len(segment):
+                self._flush(segment)
 
     def _flush(self, segment: np.ndarray) -> None:
-        self._bold[self._n_written : self._n_written + len(segment)] = segment
+        # A few chunks at a time: Zarr would compress ten at once, and each needs three times its size meanwhile.
+        n_voxels = CHUNKS_AT_ONCE * self._voxels_per_chunk
+        for first in range(0, segment.shape[1], n_voxels):
+            at = (slice(self._n_written, self._n_written + len(segment)), slice(first, first + n_voxels))
+            self._bold[at] = segment[:, at[1]]
         with np.errstate(invalid="ignore"):
             lowest, highest = segment.min(axis=0), segment.max(axis=0)  # NaN if any is
             if self._n_written:
                 lowest, highest = np.minimum(lowest, self._lowest), np.maximum(highest, self._highest)
         self._lowest, self._highest = lowest, highest
         self._n_written += len(segment)
-        self._n_gathered, self._segment = 0, None
+        self._n_gathered = 0
+        if self._n_written == len(self._partition.labels):
+            self._buffer = None  # other runs of the file come now
 
     def finish(self, fingerprint: str, sha256: str) -> None:
         """Write the small arrays and, last of all, the attributes that say that the run is whole."""

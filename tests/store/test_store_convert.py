@@ -206,6 +206,31 @@ def test_an_interrupted_overwrite_resumes_without_the_old_runs(tmp_path: Path, m
     assert tree(tmp_path / "s.zarr") == reference
 
 
+class StuckDelete(WrapperStore):
+    """A store from which only one folder can be deleted."""
+
+    n_left = 1
+
+    async def delete_dir(self, prefix) -> None:
+        self.n_left -= 1
+        if self.n_left < 0:
+            raise OSError(5, "Input/output error")
+        await self._store.delete_dir(prefix)
+
+
+def test_an_overwrite_interrupted_while_it_deletes_looks_incomplete(tmp_path: Path, make_runs) -> None:
+    runs = make_runs(1) + make_runs(1, subject="2")
+    again(runs, tmp_path / "s.zarr")
+    whole = tree(tmp_path / "s.zarr")
+    (tmp_path / "s.zarr/sub-2/run-01/left.over").write_text("from the store before")
+    with pytest.raises(StoreError, match="Input/output error"):
+        again(runs, StuckDelete(LocalStore(tmp_path / "s.zarr")), overwrite=True)
+    with pytest.raises(IncompleteStoreError):
+        dd.open_subject(tmp_path / "s.zarr", "2")
+    again(runs, tmp_path / "s.zarr")
+    assert tree(tmp_path / "s.zarr") == whole
+
+
 def test_a_source_changed_since_the_interruption_is_found(tmp_path: Path, make_runs, write_image, random_values) -> None:
     runs = make_runs()
     with pytest.raises(StoreError):
