@@ -73,4 +73,4 @@ class Head:
         white = rng.standard_normal((*(np.array(self.shape) + 2 * reach), n_maps), dtype=np.float32)
         smooth = gaussian_filter(white, (*sigma, 0.0), mode="wrap", truncate=2.0)
         smooth = smooth[tuple(slice(r, r + n) for r, n in zip(reach, self.shape, strict=True))]
-        return smooth / smooth.std(dtype=np.float64).astype(np.float32)
+        return np.asarray(smooth / np.float32(smooth.std(dtype=np.float64)))

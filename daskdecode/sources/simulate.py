@@ -151,12 +151,15 @@ def simulate_study(
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SourceError(f"Cannot simulate a study in {path}: it exists and is not an empty folder. Choose another path or remove it.")
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    whole = path.resolve()  # "." has no name to derive another from
+    partial = whole.with_name(f"{whole.name}.partial-{os.getpid()}")
     try:
         study.write(partial)
-        if path.exists():
-            path.rmdir()  # empty, checked above; renaming onto a folder fails on Windows
-        partial.rename(path)
+        if whole.exists():  # empty, checked above; it may be the working directory, so it stays
+            for content in partial.iterdir():
+                content.rename(whole / content.name)
+        else:
+            partial.rename(whole)
     finally:
         _remove(partial)
     return path
@@ -373,7 +376,10 @@ def _within(
     above: float = -np.inf,
     below: float = np.inf,
 ) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise SourceError(f"simulate_study: {name} must be a number, found {value!r}.") from None
     if not (np.isfinite(number) and least <= number <= most and above < number < below):
         bounds = [
             f"{word} {b:g}" for word, b in [("at least", least), ("at most", most), ("above", above), ("below", below)] if np.isfinite(b)

@@ -248,6 +248,7 @@ def test_patterns_of_subjects_are_as_similar_as_asked(tmp_path, similarity):
         ({"conditions": ("face", "rest")}, "'rest'"),
         ({"conditions": ("face", "c\tat")}, "tabs"),
         ({"ar1": 1.0}, "ar1 must be above -1 and below 1, found 1.0"),
+        ({"drift": "much"}, "drift must be a number, found 'much'"),
         ({"signal": -1}, "signal must be at least 0"),
         ({"noise": float("nan")}, "noise must be at least 0, found nan"),
         ({"similarity": 1.5}, "at least 0 and at most 1"),
@@ -269,11 +270,16 @@ def test_a_folder_with_content_is_left_alone(tmp_path):
     assert contents(tmp_path) == {"mine.txt": b"precious"}
 
 
-def test_an_empty_folder_is_filled(tmp_path):
+def test_an_empty_folder_is_filled(tmp_path, monkeypatch):
     assert dd.simulate_study(tmp_path / "study", **SMALL) == tmp_path / "study"
     (tmp_path / "empty").mkdir()
     dd.simulate_study(tmp_path / "empty", **SMALL)
-    assert len(images(tmp_path / "empty")) == 2
+    assert contents(tmp_path / "empty") == contents(tmp_path / "study")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    dd.simulate_study(".", **SMALL)
+    assert contents(tmp_path / "here") == contents(tmp_path / "study")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_failure_midway_leaves_nothing_behind(tmp_path, monkeypatch):
