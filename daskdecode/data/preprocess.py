@@ -207,10 +207,12 @@ def _project_out(block: FloatArray, basis: FloatArray) -> FloatArray:
     """``block - basis (basis' block)`` with float64 sums, element by element: BLAS would round differently for other block widths."""
     x = block.astype(np.float64)
     weights = np.zeros((basis.shape[1], block.shape[1]))
+    term = np.empty_like(weights)
     for row, values in zip(basis, x, strict=True):
-        weights += row[:, None] * values
+        weights += np.multiply(row[:, None], values, out=term)
+    term = np.empty_like(x)
     for column, weight in zip(basis.T, weights, strict=True):
-        x -= column[:, None] * weight
+        x -= np.multiply(column[:, None], weight, out=term)
     return x.astype(block.dtype)
 
 
