@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import Command, comma_separated, memory_size, print_json, progress_bar
+from daskdecode.cli.command import Command, comma_separated, memory_size, print_json
 
 
 def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
@@ -51,9 +51,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     """Simulate a study, convert, decode, report: no data, no network, under a minute."""
     from daskdecode.cli.workflows import run_demo
 
-    with progress_bar("Decoding", show=ctx.obj["progress"]) as callback:
-        outcome = run_demo(output, say=lambda text: click.echo(text, err=True), callback=callback, **ctx.obj)
-    _print(outcome, as_json=as_json)
+    _print(run_demo(output, say=lambda text: click.echo(text, err=True), **ctx.obj), as_json=as_json)
 
 
 @click.command(
@@ -91,6 +89,4 @@ def decode(ctx: click.Context, /, store: str, output: Path, as_json: bool, **opt
     """Decode conditions from STORE; write maps, tables and one HTML report to DIR."""
     from daskdecode.cli.workflows import run_decode
 
-    with progress_bar("Decoding", show=ctx.obj["progress"]) as callback:
-        outcome = run_decode(store, output, callback=callback, **options)
-    _print(outcome, as_json=as_json)
+    _print(run_decode(store, output, **ctx.obj, **options), as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
@@ -21,6 +22,9 @@ FAULT: Final = 70
 """Exit status for a fault of daskdecode (``EX_SOFTWARE`` of sysexits.h)."""
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C (128 + SIGINT, as shells count)."""
+
+PATIENCE_S: Final = 2.0
+"""Work that is done sooner shows no progress bar."""
 
 
 class Failure(click.ClickException):
@@ -121,7 +125,10 @@ def _end(failure: Failure) -> NoReturn:
 
 @contextlib.contextmanager
 def progress_bar(description: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callback ``(done, total)`` that moves a bar on stderr; None where no bar is wanted or stderr is no terminal."""
+    """Give a callback ``(done, total)`` that moves a bar on stderr, shown once the block has taken two seconds.
+
+    The callback is None where no bar is wanted or stderr is no terminal.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -130,9 +137,17 @@ def progress_bar(description: str, *, show: bool) -> Iterator[Callable[[int, int
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(description, total=None)
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(description, total=None)
+    timer = threading.Timer(PATIENCE_S, bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
         yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()
 
 
 def print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import xarray as xr
 
+from daskdecode.cli.command import progress_bar
 from daskdecode.data.mask import mean_image
 from daskdecode.data.select import select_labels
 from daskdecode.errors import DaskDecodeError
@@ -22,13 +23,16 @@ from daskdecode.sources.simulate import simulate_study
 from daskdecode.store.convert import convert
 from daskdecode.store.open import open_subject
 
-_Progress = Callable[[int, int], None]
-
 
 def _background(ds: xr.Dataset) -> nib.Nifti1Image:
     """Mean image of the first run: by eye the same as that of all runs, without reading all of them again."""
     runs = run_ids(ds)
     return mean_image(ds.isel({TIME: np.flatnonzero(runs == runs[0])}))
+
+
+def _fit(ds: xr.Dataset, *, progress: bool, **options: Any) -> Decoder:
+    with progress_bar("Decoding", show=progress) as callback:
+        return Decoder(progress=callback, **options).fit(ds)
 
 
 def _write(decoder: Decoder, ds: xr.Dataset, output: Path, *, title: str | None = None, notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def run_decode(
     session: str | None,
     mask: str | None,
     standardize: str,
-    callback: _Progress | None,
+    progress: bool,
     **options: Any,
 ) -> dict[str, Any]:
     """Decode one subject of a store and write everything to a folder.
@@ -63,7 +67,7 @@ def run_decode(
     wanted = labels or [name for name in np.unique(whole[LABEL].values.astype(str)) if name != REST]
     ds = select_labels(whole, wanted)
     how: Any = None if standardize == "none" else standardize
-    decoder = Decoder(mask=mask, standardize=how, progress=callback, **options).fit(ds)
+    decoder = _fit(ds, progress=progress, mask=mask, standardize=how, **options)
     return _write(decoder, whole, output)
 
 
@@ -76,7 +80,7 @@ def _planted_correlation(decoder: Decoder, truth: str) -> float:
     return float(np.corrcoef(found[inside], (second - first)[inside])[0, 1])
 
 
-def run_demo(output: Path, *, say: Callable[[str], None], callback: _Progress | None, progress: bool) -> dict[str, Any]:
+def run_demo(output: Path, *, say: Callable[[str], None], progress: bool) -> dict[str, Any]:
     """Simulate a study with a known pattern, convert it, decode it and report; an earlier simulation in the folder is used again.
 
     Returns
@@ -96,7 +100,7 @@ def run_demo(output: Path, *, say: Callable[[str], None], callback: _Progress | 
     convert(bids, store, mask=f"{anat}desc-brain_mask.nii.gz", rois={"vt": f"{anat}label-vt_mask.nii.gz"}, progress=progress)
     say("Decoding, one run left out at a time ...")
     whole = open_subject(store)
-    decoder = Decoder(mask="vt", progress=callback).fit(select_labels(whole, ["face", "cat"]))
+    decoder = _fit(select_labels(whole, ["face", "cat"]), progress=progress, mask="vt")
     r = _planted_correlation(decoder, func + "contrast-{condition}_stat-effect_statmap.nii.gz")
     n_voxels = decoder.n_elements_
     known = (
