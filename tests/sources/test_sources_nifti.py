@@ -173,6 +173,17 @@ def test_voxel_file_order_is_fortran_order():
     np.testing.assert_array_equal(volume.ravel(order="F")[voxel_file_order(voxel, SHAPE)], volume.ravel()[voxel])
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_single_file_that_leaves_its_offset_unset(tmp_path, version):
+    path = _save(tmp_path, ".nii", version=version)
+    expected, content = _read(path), bytearray(path.read_bytes())
+    where = slice(108, 112) if version == 1 else slice(168, 176)
+    content[where] = bytes(len(content[where]))
+    path.write_bytes(content)
+    assert read_header(path).data_offset == (352 if version == 1 else 544)
+    np.testing.assert_array_equal(_read(path), expected)
+
+
 def test_content_not_name_tells_gzip(tmp_path):
     path = _save(tmp_path, ".nii.gz")
     renamed = path.rename(tmp_path / "misnamed.nii")
@@ -227,6 +238,7 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     blocks = [b for _, b in stream_volumes(source)]
     one, two = (write_nifti(tmp_path / name, source.header_bytes, blocks).read_bytes() for name in ("one.nii.gz", "two.nii.gz"))
     assert one == two
+    assert one[4:8] == bytes(4), "no time in the gzip header"
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
