@@ -24,7 +24,7 @@ from daskdecode.store import layout
 from daskdecode.store.layout import StoreLike, address, as_store, local_path
 from daskdecode.store.masks import find_brain, mean_of_first, select_voxels, with_masks
 from daskdecode.store.plan import Plan, SubjectPlan, difference, fingerprints, make_plan
-from daskdecode.store.progress import watch
+from daskdecode.store.progress import forget, volumes_read, watch
 from daskdecode.store.write import WriteFile, is_written
 
 logger = logging.getLogger("daskdecode")
@@ -290,14 +290,17 @@ def _write_subject(store: Store, subject: SubjectPlan, voxel: np.ndarray) -> Non
 def _write(store: Store, plan: Plan, expected: Mapping[str, str], *, progress: bool) -> None:
     """Write all runs that are not there yet, one task a file."""
     jobs = _jobs(store, plan, expected)
-    waiting = [(node, fingerprint) for job in jobs for node, fingerprint in zip(job.nodes, job.fingerprints, strict=True)]
-    done: set[str] = set()
+    n_volumes = {job.source["path"]: job.file.header.n_volumes for job in jobs}
+    last_run = {job.source["path"]: (job.nodes[-1], job.fingerprints[-1]) for job in jobs}
 
     def count() -> int:
-        done.update(node for node, fingerprint in waiting if node not in done and is_written(store, node, fingerprint))
-        return len(done)
+        # Tasks of this process say how far they are; of those elsewhere, the store says which have ended.
+        for path in [path for path, run in last_run.items() if not volumes_read(path) and is_written(store, *run)]:
+            del last_run[path]
+        return sum(volumes_read(path) if path in last_run else n for path, n in n_volumes.items())
 
-    with watch("Converting runs", len(waiting), count, progress=progress):
+    forget(n_volumes)
+    with watch("Converting volumes", sum(n_volumes.values()), count, progress=progress):
         dask.compute(*[delayed(job, pure=False, traverse=False)() for job in jobs])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import dask
 import numpy as np
 import zarr
-from dask.callbacks import Callback
 from dask.delayed import delayed
 from zarr.abc.store import Store
 
@@ -21,7 +19,7 @@ from daskdecode.schema import BOLD, LABEL, TIME, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, voxel_file_order
 from daskdecode.store.layout import StoreLike, address, as_store, digest
 from daskdecode.store.open import Whole, read_stored, require_complete
-from daskdecode.store.progress import watch
+from daskdecode.store.progress import counted, forget, volumes_read, watch
 from daskdecode.store.write import BLOCK_NBYTES, SOURCE_HEADER, read_ahead
 
 
@@ -106,24 +104,12 @@ def verify(store: StoreLike, *, progress: bool = True) -> Report:
     for run in plan["runs"]:
         runs_of.setdefault(run["source"], []).append(run)
     tasks = [delayed(_VerifyFile(opened, plan["sources"][n], runs), pure=False, traverse=False)() for n, runs in runs_of.items()]
-    counter = _Counter()
-    with counter, watch("Verifying files", len(tasks), lambda: counter.n, progress=progress):
+    paths, n_volumes = [plan["sources"][n]["path"] for n in runs_of], sum(run["stop"] - run["start"] for run in plan["runs"])
+    forget(paths)
+    with watch("Verifying volumes", n_volumes, lambda: sum(map(volumes_read, paths)), progress=progress):
         checked = dask.compute(*tasks)
     rows = {row.run: row for rows in checked for row in rows}
     return Report(address(opened), [rows[run["node"]] for run in plan["runs"]])
-
-
-class _Counter(Callback):
-    """Counts tasks that end on a scheduler of this process; on a cluster only the time is shown."""
-
-    def __init__(self) -> None:
-        Callback.__init__(self)
-        self.n = 0
-        self._lock = threading.Lock()
-
-    def _posttask(self, *_: Any) -> None:
-        with self._lock:
-            self.n += 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +137,8 @@ class _VerifyFile:
             return f"the header of its source {self.source['path']} has changed since"
         for check in checks.values():
             check.begin(header)
-        for first, block in read_ahead(stream_volumes(header, block_nbytes=BLOCK_NBYTES, hasher=hasher)):
+        blocks = read_ahead(stream_volumes(header, block_nbytes=BLOCK_NBYTES, hasher=hasher))
+        for first, block in counted(blocks, self.source["path"]):
             for check in checks.values():
                 check.add(first, block)
         if any(check.sha256 != hasher.hexdigest() for check in checks.values()):

@@ -18,6 +18,7 @@ from daskdecode.sources.nifti import stream_volumes, voxel_file_order
 from daskdecode.sources.partition import Partition, SourceFile
 from daskdecode.store.layout import create_bold, delete_node, flag_attributes, read_attributes, time_chunk, write_group, write_vector
 from daskdecode.store.plan import source_entry
+from daskdecode.store.progress import counted
 
 BLOCK_NBYTES: Final = 8 * 2**20
 CHUNKS_AT_ONCE: Final = 4
@@ -76,7 +77,8 @@ class WriteFile:
         columns = voxel_file_order(voxel, self.file.header.shape)
         writers = [_RunWriter(self, p, node, columns, subject["voxels_per_chunk"]) for p, node, _ in pending]
         hasher = hashlib.sha256()
-        for first, block in read_ahead(stream_volumes(self.file.header, block_nbytes=BLOCK_NBYTES, hasher=hasher)):
+        blocks = read_ahead(stream_volumes(self.file.header, block_nbytes=BLOCK_NBYTES, hasher=hasher))
+        for first, block in counted(blocks, self.source["path"]):
             for writer in writers:
                 writer.add(first, block)
         # Only now: the checksum of a gzip file stands at its end.

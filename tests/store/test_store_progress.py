@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import daskdecode as dd
 from daskdecode.store import progress
+from daskdecode.store.progress import forget
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = True, wanted: bool = True, patience_s: float = 0.0, count=lambda: 2) -> str:
@@ -42,3 +46,22 @@ def test_a_store_that_cannot_be_asked_does_not_end_the_work(monkeypatch: pytest.
 def test_errors_pass_through() -> None:
     with pytest.raises(KeyError), progress.watch("", None, lambda: 0, progress=True):
         raise KeyError("x")
+
+
+def test_conversion_and_verification_count_their_volumes(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int | None]] = {}
+
+    @contextlib.contextmanager
+    def watch(description, total, count, *, progress):
+        yield
+        here = count()
+        forget([str(run.bold) for run in runs])  # as if the work had been done by another process
+        seen[description] = [total, here, count()]
+
+    runs = make_runs(3, 6)
+    for module in ("convert", "verify"):
+        monkeypatch.setattr(f"daskdecode.store.{module}.watch", watch)
+    dd.convert(runs, tmp_path / "s.zarr", mask="none")
+    dd.verify(tmp_path / "s.zarr")
+    assert seen["Converting volumes"] == [18, 18, 18]
+    assert seen["Verifying volumes"] == [18, 18, 0]
