@@ -36,24 +36,51 @@ _WHERE = {
     "write_report": "daskdecode.results.report",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "Decoder",
+    "Run",
+    "__version__",
+    "add_mask",
+    "apply_mask",
+    "convert",
+    "detrend",
+    "export",
+    "fetch_haxby",
+    "find_runs",
+    "mean_image",
+    "open_study",
+    "open_subject",
+    "regress_out",
+    "select_labels",
+    "simulate_study",
+    "standardize",
+    "to_nifti",
+    "verify",
+    "write_report",
+    "write_results",
+]
 
 if TYPE_CHECKING:
-    from daskdecode.data.mask import apply_mask, mean_image, to_nifti
-    from daskdecode.data.preprocess import detrend, regress_out, standardize
-    from daskdecode.data.select import select_labels
-    from daskdecode.models.decoder import Decoder
-    from daskdecode.results.report import write_report
-    from daskdecode.results.result import write_results
-    from daskdecode.sources.bids import find_runs
-    from daskdecode.sources.haxby import fetch_haxby
-    from daskdecode.sources.run import Run
-    from daskdecode.sources.simulate import simulate_study
-    from daskdecode.store.convert import convert
-    from daskdecode.store.export import export
-    from daskdecode.store.masks import add_mask
-    from daskdecode.store.open import open_study, open_subject
-    from daskdecode.store.verify import verify
+    from daskdecode.data.mask import apply_mask as apply_mask
+    from daskdecode.data.mask import mean_image as mean_image
+    from daskdecode.data.mask import to_nifti as to_nifti
+    from daskdecode.data.preprocess import detrend as detrend
+    from daskdecode.data.preprocess import regress_out as regress_out
+    from daskdecode.data.preprocess import standardize as standardize
+    from daskdecode.data.select import select_labels as select_labels
+    from daskdecode.models.decoder import Decoder as Decoder
+    from daskdecode.results.report import write_report as write_report
+    from daskdecode.results.result import write_results as write_results
+    from daskdecode.sources.bids import find_runs as find_runs
+    from daskdecode.sources.haxby import fetch_haxby as fetch_haxby
+    from daskdecode.sources.run import Run as Run
+    from daskdecode.sources.simulate import simulate_study as simulate_study
+    from daskdecode.store.convert import convert as convert
+    from daskdecode.store.export import export as export
+    from daskdecode.store.masks import add_mask as add_mask
+    from daskdecode.store.open import open_study as open_study
+    from daskdecode.store.open import open_subject as open_subject
+    from daskdecode.store.verify import verify as verify
 
 
 def __getattr__(name: str) -> Any:

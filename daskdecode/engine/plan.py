@@ -9,7 +9,7 @@ import psutil
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
-from daskdecode.errors import MemoryBudgetError
+from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns"]
 
@@ -131,7 +131,10 @@ class Plan:
 def memory_budget(budget: str | int | None) -> int:
     """Bytes a decode may take: ``"4GB"``, a number, or half of the memory that is free now."""
     if budget is not None:
-        return int(parse_bytes(budget))
+        try:
+            return int(parse_bytes(budget))
+        except ValueError as error:
+            raise DecodingError(f"memory_budget={budget!r} is not a size: give bytes, or text such as '4GB'.") from error
     return int(psutil.virtual_memory().available // 2)
 
 

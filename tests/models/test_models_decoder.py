@@ -301,6 +301,7 @@ X, Y, G = make()
         ({"cv": [(range(48), range(40, 60))]}, (X, Y, G), "names sample 59, but there are 48 samples"),
         ({"param_grid": {"c": [1]}}, (X, Y, G), r"no parameter 'c'. Did you mean"),
         ({"param_grid": {"C": [-1]}}, (X, Y, G), "C"),
+        ({"memory_budget": "lots"}, (X, Y, G), "memory_budget='lots' is not a size"),
         ({"param_grid": 3}, (X, Y, G), "param_grid must be a dict"),
         ({"screening_percentile": 0}, (X, Y, G), "must lie above 0"),
         ({"screening_n_features": 5}, (X, Y, G), "exclude each other"),
