@@ -8,7 +8,6 @@ from os import PathLike, fspath
 from typing import Any
 
 import dask.array as da
-import nibabel as nib
 import numpy as np
 import xarray as xr
 from nibabel.spatialimages import SpatialImage
@@ -18,6 +17,7 @@ from daskdecode import schema
 from daskdecode.data.mask import apply_mask
 from daskdecode.errors import DecodingError, GridMismatchError, SelectionError
 from daskdecode.sources.nifti import read_header, stream_volumes, voxel_file_order
+from daskdecode.store.masks import load_mask
 
 _COLUMN_CHUNK = 4096
 
@@ -164,18 +164,19 @@ def _from_nifti(X: Any, mask: Any) -> Samples:
     if mask is None:
         raise DecodingError("X is NIfTI: pass mask= (an image or a path), or convert it once with daskdecode.convert and open the store.")
     images = list(X) if isinstance(X, Sequence) and not isinstance(X, str) else [X]
-    mask_img = nib.load(mask) if isinstance(mask, str | PathLike) else mask
-    if not isinstance(mask_img, SpatialImage):
-        raise DecodingError(f"mask must be an image or a path when X is NIfTI; found {type(mask).__name__}.")
-    inside = np.asarray(mask_img.dataobj).astype(bool)
-    if inside.ndim == 4 and inside.shape[3] == 1:
-        inside = inside[..., 0]
+    shape, affine = _grid_of(images[0])
+    inside = load_mask(mask, shape, affine, _name(mask))
     voxels = np.flatnonzero(inside.ravel())
-    if not voxels.size:
-        raise SelectionError("The mask is empty: it has no voxel that is not zero.")
-    blocks = [_masked(image, mask_img.affine, inside.shape, voxels) for image in images]
+    blocks = [_masked(image, affine, shape, voxels) for image in images]
     x = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-    return Samples(_from_array(x).x, None, None, _grid(mask_img.affine, inside.shape, voxels), {"source": [_name(i) for i in images]})
+    return Samples(_from_array(x).x, None, None, _grid(affine, shape, voxels), {"source": [_name(i) for i in images]})
+
+
+def _grid_of(image: Any) -> tuple[tuple[int, ...], NDArray[Any]]:
+    if isinstance(image, str | PathLike):
+        header = read_header(image)
+        return tuple(header.shape), header.affine
+    return tuple(image.shape[:3]), image.affine
 
 
 def _masked(image: Any, affine: NDArray[Any], shape: tuple[int, ...], voxels: NDArray[np.intp]) -> NDArray[np.floating]:
@@ -195,11 +196,11 @@ def _masked(image: Any, affine: NDArray[Any], shape: tuple[int, ...], voxels: ND
     return np.ascontiguousarray(data if data.dtype.kind == "f" else data.astype(np.float32))
 
 
-def _check_grid(name: str, shape: Sequence[int], affine: NDArray[Any], mask_shape: Sequence[int], mask_affine: NDArray[Any]) -> None:
-    if tuple(shape) != tuple(mask_shape) or not np.allclose(affine, mask_affine, atol=1e-3):
+def _check_grid(name: str, shape: Sequence[int], affine: NDArray[Any], first_shape: Sequence[int], first_affine: NDArray[Any]) -> None:
+    if tuple(shape) != tuple(first_shape) or not np.allclose(affine, first_affine, atol=1e-2):
         raise GridMismatchError(
-            f"{name} lies on a grid of {tuple(shape)} voxels and the mask on one of {tuple(mask_shape)}, or their affines differ. "
-            "Resample the mask: nilearn.image.resample_to_img(mask, image, interpolation='nearest')."
+            f"{name} lies on a grid of {tuple(shape)} voxels and the first image on one of {tuple(first_shape)}, or their affines differ. "
+            "Resample it: nilearn.image.resample_to_img(image, first_image)."
         )
 
 
@@ -213,4 +214,5 @@ def _grid(affine: NDArray[Any], shape: tuple[int, ...], voxels: NDArray[np.intp]
 def _name(image: Any) -> str:
     if isinstance(image, str | PathLike):
         return fspath(image)
-    return image.get_filename() or "image in memory"
+    filename = image.get_filename() if isinstance(image, SpatialImage) else None
+    return filename or "image in memory"

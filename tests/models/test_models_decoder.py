@@ -341,7 +341,7 @@ def test_masks_on_another_grid_and_empty_masks_are_refused():
     shifted = nib.Nifti1Image(np.asarray(mask.dataobj), np.diag([3.0, 3, 5, 1]))
     with pytest.raises(GridMismatchError, match="resample_to_img"):
         Decoder(mask=shifted).fit(img, Y, G)
-    with pytest.raises(SelectionError, match="mask is empty"):
+    with pytest.raises(SelectionError, match="is empty: every voxel is zero"):
         Decoder(mask=nib.Nifti1Image(np.zeros(SHAPE, np.uint8), mask.affine)).fit(img, Y, G)
 
 
