@@ -21,7 +21,7 @@ from daskdecode.store.plan import source_entry
 from daskdecode.store.progress import counted
 
 BLOCK_NBYTES: Final = 8 * 2**20
-CHUNKS_AT_ONCE: Final = 4
+CHUNKS_AT_ONCE: Final = 2
 SOURCE_HEADER: Final = "source_header"
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class _RunWriter:
                 self._flush(segment)
 
     def _flush(self, segment: np.ndarray) -> None:
-        # A few chunks at a time: Zarr would compress ten at once, and each needs three times its size meanwhile.
+        # Two chunks at a time: Zarr would compress ten at once, each of which needs three times its size meanwhile.
         n_voxels = CHUNKS_AT_ONCE * self._voxels_per_chunk
         for first in range(0, segment.shape[1], n_voxels):
             at = (slice(self._n_written, self._n_written + len(segment)), slice(first, first + n_voxels))
