@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
@@ -23,7 +22,6 @@ FAULT: Final = 70
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C (128 + SIGINT, as shells count)."""
 
-PATIENCE_S: Final = 2.0
 """Work that is done sooner shows no progress bar."""
 
 
@@ -124,30 +122,18 @@ def _end(failure: Failure) -> NoReturn:
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, *, show: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callback ``(done, total)`` that moves a bar on stderr, shown once the block has taken two seconds.
+def progress_bar(description: str, *, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback ``(done, total)`` that moves a bar on stderr, shown once the block has taken two seconds."""
+    from daskdecode.progress import watch  # not quick to import
 
-    The callback is None where no bar is wanted or stderr is no terminal.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    state: tuple[int, int | None] = (0, None)
 
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    task = bar.add_task(description, total=None)
-    timer = threading.Timer(PATIENCE_S, bar.start)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-    finally:
-        timer.cancel()
-        timer.join()
-        bar.stop()
+    def moved(done: int, total: int) -> None:
+        nonlocal state
+        state = (done, total)
+
+    with watch(description, lambda: state, progress=show):
+        yield moved
 
 
 def print_json(value: Any) -> None:

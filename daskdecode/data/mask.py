@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from daskdecode import schema
-from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, nearest
+from daskdecode.errors import GridMismatchError, SelectionError, nearest
 from daskdecode.store.masks import load_mask
 
 Mask: TypeAlias = "str | os.PathLike[str] | npt.ArrayLike | xr.DataArray | nib.spatialimages.SpatialImage"
@@ -152,8 +151,6 @@ def _from_image(ds: xr.Dataset, image: Any, name: str) -> tuple[np.ndarray, str]
         inside = load_mask(image, _shape(ds), _affine(ds), name).ravel()
     except GridMismatchError as error:
         raise GridMismatchError(f"{error} Here, run is daskdecode.mean_image(ds).") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise CorruptFileError(f"Mask {name!r} ends early or is damaged ({error}): copy it again from its source.") from error
     keep = inside[ds[schema.VOXEL].values]
     missing = int(inside.sum() - keep.sum())
     if missing and keep.any():

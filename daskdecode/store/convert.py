@@ -17,6 +17,7 @@ from zarr.abc.store import Store
 
 from daskdecode._version import __version__
 from daskdecode.errors import DaskDecodeError, SourceError, StoreError
+from daskdecode.progress import watch
 from daskdecode.schema import FORMAT_VERSION, MASK_PREFIX, VOXEL
 from daskdecode.sources.partition import resolve
 from daskdecode.sources.run import Run
@@ -24,7 +25,7 @@ from daskdecode.store import layout
 from daskdecode.store.layout import StoreLike, address, as_store, local_path
 from daskdecode.store.masks import find_brain, mean_of_first, select_voxels, with_masks
 from daskdecode.store.plan import Plan, SubjectPlan, difference, fingerprints, make_plan
-from daskdecode.store.progress import forget, volumes_read, watch
+from daskdecode.store.progress import forget, volumes_read
 from daskdecode.store.write import WriteFile, is_written
 
 logger = logging.getLogger("daskdecode")
@@ -246,7 +247,7 @@ def _voxels(store: Store, plan: Plan, *, fresh: bool, progress: bool) -> dict[st
         delayed(find_brain, pure=False)([delayed(mean_of_first, pure=False)(f.header) for f in s.files], s.header.affine, s.subject)
         for s in automatic
     ]
-    with watch("Finding the brain", None, lambda: 0, progress=progress):
+    with watch("Finding the brain", lambda: (0, None), progress=progress):
         brains = dict(zip([s.node for s in automatic], dask.compute(*tasks), strict=True))
     voxels = {}
     for subject in pending:
@@ -293,14 +294,15 @@ def _write(store: Store, plan: Plan, expected: Mapping[str, str], *, progress: b
     n_volumes = {job.source["path"]: job.file.header.n_volumes for job in jobs}
     last_run = {job.source["path"]: (job.nodes[-1], job.fingerprints[-1]) for job in jobs}
 
-    def count() -> int:
+    def count() -> tuple[int, int]:
         # Tasks of this process say how far they are; of those elsewhere, the store says which have ended.
         for path in [path for path, run in last_run.items() if not volumes_read(path) and is_written(store, *run)]:
             del last_run[path]
-        return sum(volumes_read(path) if path in last_run else n for path, n in n_volumes.items())
+        done = sum(volumes_read(path) if path in last_run else n for path, n in n_volumes.items())
+        return done, sum(n_volumes.values())
 
     forget(n_volumes)
-    with watch("Converting volumes", sum(n_volumes.values()), count, progress=progress):
+    with watch("Converting volumes", count, progress=progress):
         dask.compute(*[delayed(job, pure=False, traverse=False)() for job in jobs])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import zarr
 
-from daskdecode.errors import GridMismatchError, SelectionError, StoreError, nearest
+from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, StoreError, nearest
 from daskdecode.schema import MASK_PREFIX, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, stream_volumes
 from daskdecode.store.layout import StoreLike, as_store, consolidate, read_attributes, require_readable, write_group, write_vector
@@ -157,7 +158,10 @@ def _read_image(image: Any, where: str, affine: np.ndarray) -> np.ndarray:
     apart = float(np.abs(image.affine - affine).max())
     if image.ndim > 2 and apart > _SAME_AFFINE_MM:
         raise _other_grid(where, f"has another affine than the runs (up to {apart:.3g} apart)")
-    return np.asanyarray(image.dataobj)
+    try:
+        return np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptFileError(f"{where} ends early or is damaged ({error}): copy it again from its source.") from error
 
 
 def _other_grid(where: str, how: str) -> GridMismatchError:

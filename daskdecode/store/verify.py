@@ -15,11 +15,12 @@ from dask.delayed import delayed
 from zarr.abc.store import Store
 
 from daskdecode.errors import DaskDecodeError, StoreError
+from daskdecode.progress import watch
 from daskdecode.schema import BOLD, LABEL, TIME, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, voxel_file_order
 from daskdecode.store.layout import StoreLike, address, as_store, digest
 from daskdecode.store.open import Whole, read_stored, require_complete
-from daskdecode.store.progress import counted, forget, volumes_read, watch
+from daskdecode.store.progress import counted, forget, volumes_read
 from daskdecode.store.write import BLOCK_NBYTES, SOURCE_HEADER, read_ahead
 
 
@@ -106,7 +107,7 @@ def verify(store: StoreLike, *, progress: bool = True) -> Report:
     tasks = [delayed(_VerifyFile(opened, plan["sources"][n], runs), pure=False, traverse=False)() for n, runs in runs_of.items()]
     paths, n_volumes = [plan["sources"][n]["path"] for n in runs_of], sum(run["stop"] - run["start"] for run in plan["runs"])
     forget(paths)
-    with watch("Verifying volumes", n_volumes, lambda: sum(map(volumes_read, paths)), progress=progress):
+    with watch("Verifying volumes", lambda: (sum(map(volumes_read, paths)), n_volumes), progress=progress):
         checked = dask.compute(*tasks)
     rows = {row.run: row for rows in checked for row in rows}
     return Report(address(opened), [rows[run["node"]] for run in plan["runs"]])

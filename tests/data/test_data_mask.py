@@ -188,5 +188,5 @@ def test_files_that_cannot_be_read(subject, tmp_path):
     noise = np.random.default_rng(0).random((7, 8, 9))
     nib.save(nib.Nifti1Image(noise, np.asarray(ds.attrs["affine"])), tmp_path / "whole.nii.gz")
     (tmp_path / "short.nii.gz").write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:-400])
-    with pytest.raises(CorruptFileError, match=r"short\.nii\.gz' ends early or is damaged"):
+    with pytest.raises(CorruptFileError, match=r"short\.nii\.gz.* ends early or is damaged"):
         dd.apply_mask(ds, tmp_path / "short.nii.gz")
