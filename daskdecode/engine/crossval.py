@@ -17,10 +17,10 @@ import numpy as np
 from dask.delayed import Delayed
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
+from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, class_scores
 from daskdecode.engine.plan import Plan
-from daskdecode.engine.rotation import Factor
-from daskdecode.engine.solvers import Fits, Params, Problem, Scorer, fit_candidates
+from daskdecode.engine.solvers import Fits, Params, Problem, Scorer
 from daskdecode.engine.sweep import VoxelBlocks
 
 Split = tuple[Ints, Ints]
@@ -121,7 +121,9 @@ def training_sets(design: Design) -> list[TrainingSet]:
     return [TrainingSet(trains[key], tuple(tests[key]), key in outer) for key in tests]
 
 
-def cross_validate(blocks: VoxelBlocks, design: Design, plan: Plan, progress: Progress | None = None) -> CrossValidated:
+def cross_validate(
+    blocks: VoxelBlocks, design: Design, plan: Plan, progress: Progress | None = None, also: Delayed | None = None
+) -> tuple[CrossValidated, Any]:
     """Fit and score every training set, problem and candidate.
 
     Parameters
@@ -132,48 +134,64 @@ def cross_validate(blocks: VoxelBlocks, design: Design, plan: Plan, progress: Pr
     plan : Plan
         From :func:`daskdecode.engine.plan.make_plan`.
     progress : callable, optional
-        Called with (fits done, fits in all) after each batch.
+        Called with (problems done, problems in all) after each batch.
+    also : Delayed, optional
+        Something else that needs the data: computed with the first sweep, so that it costs no pass of its own.
 
     Returns
     -------
     CrossValidated
+    also
+        Computed.
     """
     sets = training_sets(design)
-    masks = _screen_all(blocks, design, sets)
-    fits = _fit_all(blocks, design, sets, masks, plan, progress)
-    return _gather(blocks, design, sets, masks, fits, plan)
+    masks = None
+    if design.screening is not None:
+        masks, also = _screen_all(blocks, design, design.screening, sets, also)
+    fits, also = _fit_all(blocks, design, sets, masks, plan, progress, also)
+    return _gather(blocks, design, sets, masks, fits, plan), also
 
 
-def _screen_all(blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet]) -> Bools | None:
-    """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels); None without screening."""
-    if design.screening is None:
-        return None
+def _screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
+    """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels)."""
     cells = Cells.of([s.train for s in sets], design.classes)
-    sums = blocks.sums(cells).compute()
+    sums, also = dask.compute(blocks.sums(cells), also)
     masks = np.zeros((len(sets), len(design.targets), blocks.shape[1]), dtype=bool)
     for s, fold in enumerate(sets):
-        for c, target in enumerate(design.targets):
-            scores = class_scores(sums, cells, fold.train, target > 0)[design.voxel_order]
-            masks[s, c, design.voxel_order] = design.screening.keep(scores)
-    return masks
+        for c, scores in enumerate(class_scores(sums, cells, fold.train, design.targets > 0)):
+            masks[s, c, design.voxel_order] = screening.keep(scores[design.voxel_order])
+    return masks, also
 
 
 def _fit_all(
-    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], masks: Bools | None, plan: Plan, progress: Progress | None
-) -> list[list[Fits]]:
+    blocks: VoxelBlocks,
+    design: Design,
+    sets: Sequence[TrainingSet],
+    masks: Bools | None,
+    plan: Plan,
+    progress: Progress | None,
+    also: Any,
+) -> tuple[list[list[Fits]], Any]:
     """Fits of each training set and problem, indexed [set][problem]."""
     n_classes = len(design.targets)
-    every = [(s, c) for s in range(len(sets)) for c in range(n_classes)]
+    # Class by class: the training sets of a class select nearly the same voxels, and share most of their products.
+    every = [(s, c) for c in range(n_classes) for s in range(len(sets))]
     found: dict[tuple[int, int], Fits] = {}
     size = plan.batch if masks is not None else len(every)
     for start in range(0, len(every), size):
         batch = every[start : start + size]
         chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
-        for key, fits in zip(_keys(batch, masks), _compute_batch(blocks, design, sets, batch, chosen, plan), strict=True):
+        tasks = _batch(blocks, design, sets, batch, chosen, plan)
+        with warnings.catch_warnings():
+            # Both are counted and reported once, by name, instead of once a fit.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            computed, also = dask.compute(tasks, also)
+        for key, fits in zip(_keys(batch, masks), computed, strict=True):
             found.update(zip(key, fits, strict=True))
         if progress is not None:
             progress(len(found), len(every))
-    return [[found[s, c] for c in range(n_classes)] for s in range(len(sets))]
+    return [[found[s, c] for c in range(n_classes)] for s in range(len(sets))], also
 
 
 def _keys(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tuple[int, int]]]:
@@ -183,60 +201,31 @@ def _keys(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tu
     return [[key for key in batch if key[0] == s] for s in dict.fromkeys(s for s, _ in batch)]
 
 
-def _compute_batch(
+def _batch(
     blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], batch: Sequence[tuple[int, int]], masks: Bools | None, plan: Plan
-) -> list[list[Fits]]:
-    """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph."""
+) -> list[Delayed]:
+    """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph; lazy."""
     narrow = plan.route == "columns"
+    small: Any
     if narrow:
         index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
         small = blocks.columns(index)
     else:
         index = None
-        small = blocks.grams(masks)
-    fit = dask.delayed(_fit_columns if narrow else _fit_gram, pure=False)
+        small = blocks.grams(masks, [c for _, c in batch])
+    columns_fit, gram_fit = dask.delayed(fit_on_columns, pure=False), dask.delayed(fit_on_gram, pure=False)
     tasks: list[Delayed] = []
     for position, keys in enumerate(_keys(batch, masks)):
         fold = sets[keys[0][0]]
         problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer) for _, c in keys]
         mask = None if masks is None else masks[position]
-        which = (None if mask is None or index is None else mask[index]) if narrow else (0 if masks is None else position)
         n_voxels = blocks.shape[1] if mask is None else int(mask.sum())
-        tasks.append(fit(small, which, problems, design.candidates, design.build, design.scorer, n_voxels))
-    with warnings.catch_warnings():
-        # Both are counted and reported once, by name, instead of once a fit.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
-        return list(dask.compute(*tasks))
-
-
-def _fit_gram(
-    grams: Floats,
-    which: int,
-    problems: Sequence[Problem],
-    candidates: Sequence[Params],
-    build: Callable[..., Any],
-    scorer: Scorer,
-    n_voxels: int,
-) -> list[Fits]:
-    """Fit on the factor of one Gram matrix; weights come back on samples (dual)."""
-    factor = Factor.of(grams[which], problems[0].train)
-    fits = [fit_candidates(factor.z, problem, candidates, build, scorer, n_voxels) for problem in problems]
-    return [f if f.weights is None else Fits(f.scores, factor.dual(f.weights), f.intercepts, f.decision, f.n_unconverged) for f in fits]
-
-
-def _fit_columns(
-    columns: Floats,
-    which: Bools | None,
-    problems: Sequence[Problem],
-    candidates: Sequence[Params],
-    build: Callable[..., Any],
-    scorer: Scorer,
-    n_voxels: int,
-) -> list[Fits]:
-    """Fit on the voxels themselves, in canonical order."""
-    chosen = columns if which is None else np.ascontiguousarray(columns[:, which])
-    return [fit_candidates(chosen, problem, candidates, build, scorer, n_voxels) for problem in problems]
+        how = (problems, design.candidates, design.build, design.scorer, n_voxels)
+        if narrow:
+            tasks.append(columns_fit(small, None if mask is None else mask[index], *how))
+        else:
+            tasks.append(gram_fit(small[0 if masks is None else position], *how))
+    return tasks
 
 
 def _gather(
@@ -279,14 +268,15 @@ def _position(tests: Sequence[Ints], test: Ints) -> int:
 
 
 def _inner_scores(splits: Sequence[Split], lookup: dict[bytes, tuple[int, TrainingSet]], fits: list[list[Fits]], problem: int) -> Floats:
-    """Mean score of each candidate over the inner folds where it is defined, shape (n_candidates,)."""
+    """Mean score of each candidate over the inner folds where it is defined, shape (n_candidates,); minus infinity where none is."""
     columns = []
     for train, test in splits:
         position, fold = lookup[train.tobytes()]
         columns.append(fits[position][problem].scores[:, _position(fold.tests, test)])
     scores = np.stack(columns, axis=1)
     defined = np.isfinite(scores)
-    return np.asarray(np.where(defined, scores, 0.0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1))
+    means = np.where(defined, scores, 0.0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
+    return np.asarray(np.where(defined.any(axis=1), means, -np.inf))
 
 
 def _first_best(scores: Floats) -> int:

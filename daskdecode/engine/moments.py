@@ -140,7 +140,7 @@ class Screening:
 
 
 def class_scores(sums: Floats, cells: Cells, train: Ints, positive: Bools) -> Floats:
-    """F-test of every voxel for one training set and one class against the rest.
+    """F-test of every voxel for one training set and each class against the rest.
 
     Parameters
     ----------
@@ -149,14 +149,18 @@ def class_scores(sums: Floats, cells: Cells, train: Ints, positive: Bools) -> Fl
     cells : Cells
     train : ndarray of int
         Sample indices of the training set.
-    positive : ndarray of bool, shape (n_samples,)
-        The samples of the class that is set against the rest.
+    positive : ndarray of bool, shape (n_classes, n_samples)
+        The samples of each class that is set against the rest.
 
     Returns
     -------
-    ndarray of float64, shape (n_voxels,)
+    ndarray of float64, shape (n_classes, n_voxels)
     """
     inside = cells.within(train)
-    of_class = inside & positive[cells.first]
-    total, squares = sums[0][inside].sum(axis=0), sums[1][inside].sum(axis=0)
-    return f_statistic(total, sums[0][of_class].sum(axis=0), squares, int(cells.counts[inside].sum()), int(cells.counts[of_class].sum()))
+    of_class = inside & positive[:, cells.first]
+    # Rows that pick cells: one product reads the sums once for all classes.
+    total, *positives = np.vstack([inside, of_class]).astype(np.float64) @ sums[0]
+    squares = inside.astype(np.float64) @ sums[1]
+    n_total = int(cells.counts[inside].sum())
+    n_positive = (of_class @ cells.counts).tolist()
+    return np.stack([f_statistic(total, p, squares, n_total, n) for p, n in zip(positives, n_positive, strict=True)])

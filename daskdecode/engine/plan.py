@@ -13,6 +13,9 @@ from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns"]
 
+_BLOCK_NBYTES = 128 * 2**20
+"""Large enough for BLAS and few tasks, small enough to hold several."""
+
 _BATCH_NBYTES = 2**29
 """Gram matrices worked on together where the data are in memory: more at a time would save no reading, only take memory."""
 
@@ -132,10 +135,15 @@ def memory_budget(budget: str | int | None) -> int:
     """Bytes a decode may take: ``"4GB"``, a number, or half of the memory that is free now."""
     if budget is not None:
         try:
-            return int(parse_bytes(budget))
-        except ValueError as error:
+            return int(parse_bytes(budget) if isinstance(budget, str) else budget)
+        except (TypeError, ValueError) as error:
             raise DecodingError(f"memory_budget={budget!r} is not a size: give bytes, or text such as '4GB'.") from error
     return int(psutil.virtual_memory().available // 2)
+
+
+def block_nbytes(budget: str | int | None = None) -> int:
+    """Size of a block of voxels in float64, bytes: a sixteenth of the budget, and no more than makes tasks large enough."""
+    return min(_BLOCK_NBYTES, memory_budget(budget) // 16)
 
 
 def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
@@ -154,12 +162,13 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
     streamed = sum(parts.values())
     if streamed + one > allowed:
         raise MemoryBudgetError(_refusal(w, parts, one, allowed))
-    in_memory = streamed + one + data <= allowed
-    fixed = streamed + (data if in_memory else 0)
+    # Kept as read and as scaled: the scaling of a voxel needs all its samples first.
+    in_memory = streamed + one + 2 * data <= allowed
+    fixed = streamed + (2 * data if in_memory else 0)
     room = min(allowed - fixed, _BATCH_NBYTES) if in_memory else allowed - fixed
     batch = int(min(w.n_selections, max(1, room // one)))
     n_batches = -(-w.n_selections // batch)
-    passes = 1 if in_memory else 2 + n_batches
+    passes = 1 if in_memory else int(w.screened) + n_batches + 1
     return Plan(
         route=route,
         reason=_reason(w, route),

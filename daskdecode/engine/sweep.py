@@ -16,10 +16,8 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from daskdecode.engine.gram import full_gram, mirror, shared_grams
 from daskdecode.engine.moments import Bools, Cells, Floats, Ints
-
-BLOCK_NBYTES = 64 * 2**20
-"""Size of a block of voxels in float64: large enough for BLAS and few tasks, small enough to hold several."""
 
 
 class VoxelBlocks:
@@ -33,7 +31,8 @@ class VoxelBlocks:
         Upper bound for a block in float64; at least one storage chunk.
     """
 
-    def __init__(self, x: da.Array, block_nbytes: int = BLOCK_NBYTES) -> None:
+    def __init__(self, x: da.Array, block_nbytes: int = 2**27) -> None:
+        self.block_nbytes = block_nbytes
         n_samples = x.shape[0]
         columns = _merge(x.chunks[1], max(1, block_nbytes // (8 * max(1, n_samples))))
         self.x = x.rechunk((n_samples, columns))
@@ -43,6 +42,10 @@ class VoxelBlocks:
     def shape(self) -> tuple[int, int]:
         """Shape (n_samples, n_voxels)."""
         return (int(self.x.shape[0]), int(self.x.shape[1]))
+
+    def like(self, x: da.Array) -> VoxelBlocks:
+        """Cut another matrix in the same way."""
+        return VoxelBlocks(x, self.block_nbytes)
 
     @property
     def n_blocks(self) -> int:
@@ -57,7 +60,8 @@ class VoxelBlocks:
     def _map(self, function: Any, *columnwise: NDArray[Any] | None) -> list[Delayed]:
         """Apply ``function(block, *slices)`` to each block, where each slice holds the block's columns (last axis) of an array."""
         task = dask.delayed(function, pure=False)
-        blocks = self.x.to_delayed().ravel()
+        # Not optimised one by one: sweeps that are computed together then share the tasks that read.
+        blocks = self.x.to_delayed(optimize_graph=False).ravel()
         return [
             task(block, *(None if a is None else a[..., lo:hi] for a in columnwise))
             for block, (lo, hi) in zip(blocks, pairwise(self.bounds), strict=True)
@@ -68,20 +72,24 @@ class VoxelBlocks:
         joined: Delayed = dask.delayed(np.concatenate)(self._map(cells.sums), axis=-1)
         return joined
 
-    def grams(self, masks: Bools | None) -> Delayed:
+    def grams(self, masks: Bools | None, families: Sequence[int] = ()) -> Delayed:
         """Gram matrices of several sets of voxels, lazily.
 
         Parameters
         ----------
         masks : ndarray of bool, shape (n_sets, n_voxels), or None
             None stands for one set with every voxel.
+        families : sequence of int, length n_sets
+            Sets of one family are expected to have most voxels in common.
 
         Returns
         -------
         Delayed
             ndarray of float64, shape (n_sets, n_samples, n_samples).
         """
-        return tree_sum(self._map(block_grams, masks))
+        triangles = tree_sum(self._map(_Grams(tuple(families)), masks))
+        whole: Delayed = triangles if masks is None else dask.delayed(mirror, pure=False)(triangles)
+        return whole
 
     def columns(self, index: Ints) -> Delayed:
         """Take a few voxels, in the order of ``index``; lazily (n_samples, index.size) float64."""
@@ -124,19 +132,6 @@ class VoxelBlocks:
         return joined
 
 
-def block_grams(x: NDArray[np.floating], masks: Bools | None) -> Floats:
-    """Gram matrices of one block; (n_sets, n_samples, n_samples) float64."""
-    x = np.asarray(x, dtype=np.float64)
-    if masks is None:
-        return (x @ x.T)[None]
-    out = np.empty((masks.shape[0], x.shape[0], x.shape[0]))
-    for gram, mask in zip(out, masks, strict=True):
-        chosen = x if mask.all() else x[:, mask]
-        # A product with its own transpose is symmetric: BLAS computes half of it.
-        np.matmul(chosen, chosen.T, out=gram)
-    return out
-
-
 def tree_sum(parts: Sequence[Delayed]) -> Delayed:
     """Sum pairwise, so that partial results are freed as soon as their neighbour is there."""
     add = dask.delayed(np.add, pure=False)
@@ -167,6 +162,14 @@ def _join(parts: Sequence[Floats], rank: Ints) -> Floats:
 
 def _times(x: NDArray[np.floating], weights: Floats) -> Floats:
     return np.asarray(np.asarray(x, dtype=np.float64) @ weights.T)
+
+
+class _Grams:
+    def __init__(self, families: tuple[int, ...]) -> None:
+        self.families = families
+
+    def __call__(self, x: NDArray[np.floating], masks: Bools | None) -> Floats:
+        return full_gram(x)[None] if masks is None else shared_grams(x, masks, self.families)
 
 
 class _Project:

@@ -20,8 +20,9 @@ from daskdecode import schema
 from daskdecode.data.mask import to_nifti
 from daskdecode.data.preprocess import standardize_samples
 from daskdecode.engine.crossval import CrossValidated, Design, cross_validate, training_sets
+from daskdecode.engine.fits import score_decisions
 from daskdecode.engine.moments import Cells
-from daskdecode.engine.plan import Plan, Workload, make_plan
+from daskdecode.engine.plan import Plan, Workload, block_nbytes, make_plan
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
 from daskdecode.models import outcome
@@ -197,10 +198,10 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         samples, design, plan, blocks = self._prepare(X, y, groups)
         if plan.in_memory:
-            samples = replace(samples, x=VoxelBlocks(samples.x).x.persist())
-            blocks = VoxelBlocks(self._scale(samples))
-        quality = Quality(*map(int, VoxelBlocks(samples.x).map_sum(count_bad).compute()))
-        found = cross_validate(blocks, design, plan, self.progress)
+            samples = replace(samples, x=blocks.like(samples.x).x.persist())
+            blocks = blocks.like(self._scale(samples).persist())
+        found, counts = cross_validate(blocks, design, plan, self.progress, also=blocks.like(samples.x).map_sum(count_bad))
+        quality = Quality(*map(int, counts))
         self._keep(samples, design, plan, found)
         self._record(samples, design, plan, quality, found)
         return self
@@ -237,7 +238,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             screening=resolve_screening(self.screening_percentile, self.screening_n_features, samples.grid, samples.x.shape[1]),
             voxel_order=samples.voxel_order,
         )
-        blocks = VoxelBlocks(self._scale(samples))
+        blocks = VoxelBlocks(self._scale(samples), block_nbytes(self.memory_budget))
         return samples, design, make_plan(_workload(blocks, design), self.memory_budget), blocks
 
     def _scale(self, samples: Samples) -> da.Array:
@@ -325,7 +326,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             samples = Samples(samples.x, samples.y, np.zeros(samples.x.shape[0], dtype=str), samples.grid, samples.source)
         weights = self._weights_for(samples)
         x = samples.finite() if samples.x.shape[0] == 1 else self._scale(samples)
-        decision = np.asarray(VoxelBlocks(x).times(weights).compute()) + self.intercept_
+        decision = np.asarray(VoxelBlocks(x, block_nbytes(self.memory_budget)).times(weights).compute()) + self.intercept_
         return np.asarray(decision[:, 0] if self.classes_.size == 2 else decision)
 
     def _weights_for(self, samples: Samples) -> NDArray[np.float64]:
@@ -376,25 +377,8 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scorer = resolve_scorer(self.scoring)
         columns = decision[:, None] if decision.ndim == 1 else decision
         positive = self.classes_[1:] if self.classes_.size == 2 else self.classes_
-        values = columns.T
-        return float(
-            np.mean([scorer(_Decided(), v[:, None], np.where(samples.y == c, 1, -1)) for v, c in zip(values, positive, strict=True)])
-        )
-
-
-class _Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted binary classifier whose single feature is its decision value: lets any scorer judge decisions that are already known."""
-
-    classes_ = np.array([-1, 1])
-
-    def decision_function(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(X[:, 0])
-
-    def predict(self, X: NDArray[np.float64]) -> NDArray[np.intp]:
-        return np.where(X[:, 0] > 0, 1, -1)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
+        each = [score_decisions(scorer, d, np.where(samples.y == c, 1, -1)) for d, c in zip(columns.T, positive, strict=True)]
+        return float(np.mean(each))
 
 
 def _targets(codes: NDArray[Any], n_classes: int) -> NDArray[np.intp]:

@@ -63,8 +63,12 @@ class Samples:
 
     def finite(self) -> da.Array:
         """Signals with what is not finite set to 0, as nilearn's maskers do; lazy."""
-        x = self.x
-        return da.map_blocks(np.nan_to_num, x, nan=0.0, posinf=0.0, neginf=0.0, dtype=x.dtype) if x.dtype.kind == "f" else x
+        return da.map_blocks(_zero_where_not_finite, self.x, dtype=self.x.dtype) if self.x.dtype.kind == "f" else self.x
+
+
+def _zero_where_not_finite(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    finite = np.isfinite(x)
+    return x if finite.all() else np.where(finite, x, x.dtype.type(0))
 
 
 def count_bad(x: NDArray[Any]) -> NDArray[np.intp]:

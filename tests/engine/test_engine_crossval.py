@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def run(x, design, budget="1GB", chunk=16, block_nbytes=48 * 8 * 32):
         block_voxels=blocks.widest,
     )
     plan = make_plan(work, budget)
-    return cross_validate(blocks, design, plan), plan
+    return cross_validate(blocks, design, plan)[0], plan
 
 
 def by_scikit_learn(x, classes, runs, k):
@@ -152,3 +153,28 @@ def test_the_held_out_fold_chooses_the_last_of_the_best():
     assert _last_best(np.array([0.7, 0.9, 0.9])) == 2
     assert _first_best(np.array([0.7, 0.9, 0.9])) == 1
     assert _last_best(np.array([np.nan, np.nan])) == 0
+
+
+@pytest.mark.parametrize("screening", [None, Screening(n_features=60), Screening(n_features=20)])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_passes_are_as_planned(screening, in_memory):
+    """Counted reads of every chunk, those of what is computed beside the first sweep included."""
+    x, classes, runs = problem(150)
+    design = design_of(classes, runs, screening, False, 150)
+    reads = []
+
+    def count(block):
+        reads.append(block.shape)
+        return block
+
+    lazy = da.from_array(x, chunks=(48, 30)).map_blocks(count, dtype=float, meta=np.empty((0, 0)))
+    plan = run(x, design, budget="1GB")[1]
+    passes = 3 if screening is not None else 2
+    blocks = VoxelBlocks(lazy, 48 * 8 * 60)
+    if in_memory:
+        blocks, passes = blocks.like(blocks.x.persist()), 1
+    also = blocks.map_sum(lambda block: np.isnan(block).sum())
+    with dask.config.set(scheduler="synchronous"):
+        _, n_missing = cross_validate(blocks, design, plan, also=also)
+    assert n_missing == 0
+    assert len(reads) == 5 * passes

@@ -33,7 +33,7 @@ def test_screening_by_subtraction_selects_what_scikit_learn_selects(kind):
     for train in trains:
         for c in range(3):
             target = np.where(classes == c, 1, -1)
-            ours = class_scores(sums, cells, train, target > 0)
+            ours = class_scores(sums, cells, train, np.stack([target > 0, target < 0]))[0]
             theirs, _ = f_classif(x[train], target[train])
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)  # tiny F values are differences of large sums
             for screening, selector in [
@@ -64,7 +64,7 @@ def test_constant_voxels_are_never_selected():
     x[:, 3] = 0.0
     train = splits_of("run", x, runs)[0]
     cells = Cells.of([train], classes)
-    kept = Screening(n_features=30).keep(class_scores(cells.sums(x), cells, train, classes == 1))
+    kept = Screening(n_features=30).keep(class_scores(cells.sums(x), cells, train, (classes == 1)[None])[0])
     assert not kept[3]
     assert kept.sum() == 30
 
@@ -74,7 +74,7 @@ def test_nothing_but_constant_voxels_is_an_error():
     train = np.arange(8)
     cells = Cells.of([train], classes)
     with pytest.raises(DecodingError, match="every voxel is constant"):
-        Screening(percentile=50).keep(class_scores(cells.sums(np.zeros((12, 5))), cells, train, classes == 1))
+        Screening(percentile=50).keep(class_scores(cells.sums(np.zeros((12, 5))), cells, train, (classes == 1)[None])[0])
 
 
 @settings(deadline=None, max_examples=25)

@@ -31,8 +31,7 @@ def test_data_that_fit_are_read_once():
 
 def test_data_that_do_not_fit_are_streamed():
     larger = replace(WHOLE_BRAIN, n_voxels=4_000_000, n_kept=800_000, n_blocks=489)
-    fits = make_plan(larger, "8GB")
-    assert fits.in_memory
+    assert make_plan(larger, "12GB").in_memory
     plan = make_plan(larger, 4 * 10**9)
     assert not plan.in_memory
     assert plan.passes == 3

@@ -1,0 +1,98 @@
+"""Problems of one set of voxels, fitted on their Gram matrix or on the voxels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from daskdecode.engine.coordinate_descent import can_solve, fit_dual
+from daskdecode.engine.moments import Bools, Floats, Ints
+from daskdecode.engine.rotation import Factor
+from daskdecode.engine.solvers import Fits, Params, Problem, Scorer, fit_candidates
+
+
+class Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A fitted binary classifier whose single feature is its decision value: lets any scorer judge decisions that are already known."""
+
+    classes_ = np.array([-1, 1])
+
+    def decision_function(self, X: Floats) -> Floats:
+        """Return the feature."""
+        return np.asarray(X[:, 0])
+
+    def predict(self, X: Floats) -> Ints:
+        """Return -1 or +1, the sign of the feature."""
+        return np.where(X[:, 0] > 0, 1, -1)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+def score_decisions(scorer: Scorer, decision: Floats, target: Ints) -> float:
+    """Score of decision values (n_samples,) against -1 and +1."""
+    return float(scorer(Decided(), decision[:, None], target))
+
+
+def fit_on_gram(
+    gram: Floats, problems: Sequence[Problem], candidates: Sequence[Params], build: Callable[..., Any], scorer: Scorer, n_voxels: int
+) -> list[Fits]:
+    """Fit problems that share their voxels and their training samples; weights are on samples (``w = X' weights``).
+
+    Parameters
+    ----------
+    gram : ndarray of float64, shape (n_samples, n_samples)
+    problems : sequence of Problem
+        All with the same ``train``.
+    candidates, build, scorer, n_voxels
+        See :func:`daskdecode.engine.solvers.fit_candidates`.
+
+    Notes
+    -----
+    Coordinate descent works on the Gram matrix itself; other solvers see its factor.
+    """
+    train = problems[0].train
+    if all(can_solve(build(train.size, n_voxels, **params)) for params in candidates):
+        square = gram[np.ix_(train, train)]
+        return [_descend(gram, square, problem, candidates, build, scorer, n_voxels) for problem in problems]
+    factor = Factor.of(gram, train)
+    fits = [fit_candidates(factor.z, problem, candidates, build, scorer, n_voxels) for problem in problems]
+    return [f if f.weights is None else Fits(f.scores, factor.dual(f.weights), f.intercepts, f.decision, f.n_unconverged) for f in fits]
+
+
+def _descend(
+    gram: Floats,
+    square: Floats,
+    problem: Problem,
+    candidates: Sequence[Params],
+    build: Callable[..., Any],
+    scorer: Scorer,
+    n_voxels: int,
+) -> Fits:
+    models = [build(problem.train.size, n_voxels, **params) for params in candidates]
+    fitted = [fit_dual(square, problem.target[problem.train], model) for model in models]
+    weights = np.zeros((len(models), gram.shape[0]))
+    weights[:, problem.train] = [fit.beta for fit in fitted]
+    intercepts = np.array([fit.intercept for fit in fitted])
+    decision = weights[:, problem.train] @ gram[problem.train] + intercepts[:, None]
+    scores = np.array([[score_decisions(scorer, d[test], problem.target[test]) for test in problem.tests] for d in decision])
+    n_unconverged = sum(fit.n_iter >= model.max_iter for fit, model in zip(fitted, models, strict=True))
+    if not problem.keep:
+        return Fits(scores, None, None, None, n_unconverged)
+    return Fits(scores, weights, intercepts, decision, n_unconverged)
+
+
+def fit_on_columns(
+    columns: Floats,
+    chosen: Bools | None,
+    problems: Sequence[Problem],
+    candidates: Sequence[Params],
+    build: Callable[..., Any],
+    scorer: Scorer,
+    n_voxels: int,
+) -> list[Fits]:
+    """Fit problems on the voxels themselves, (n_samples, n_columns) in canonical order; weights are on the chosen columns."""
+    z = columns if chosen is None else np.ascontiguousarray(columns[:, chosen])
+    return [fit_candidates(z, problem, candidates, build, scorer, n_voxels) for problem in problems]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.svm import LinearSVC
+
+from daskdecode.engine.coordinate_descent import can_solve, fit_dual
+
+
+def problem(n=60, p=200, share=0.4, signal=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    target = np.where(rng.permutation(n) < share * n, 1, -1)
+    x = rng.standard_normal((n, p))
+    x[:, :10] += signal * target[:, None]
+    return x, target
+
+
+def assert_same(x, target, **settings_of_model):
+    model = LinearSVC(dual=True, max_iter=10_000, **{"random_state": 0} | settings_of_model)
+    assert can_solve(model)
+    ours = fit_dual(x @ x.T, target, model)
+    theirs = model.fit(x, target)
+    assert ours.n_iter == theirs.n_iter_
+    np.testing.assert_allclose(ours.beta @ x, theirs.coef_[0], atol=1e-10 * np.abs(theirs.coef_).max())
+    assert ours.intercept == pytest.approx(theirs.intercept_[0], abs=1e-10)
+
+
+@pytest.mark.parametrize("cost", [1e-5, 1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+def test_the_steps_of_liblinear(cost, loss):
+    assert_same(*problem(), C=cost, loss=loss)
+
+
+@pytest.mark.parametrize("options", [{"class_weight": "balanced"}, {"class_weight": {-1: 3, 1: 0.5}}, {"random_state": 7}, {"tol": 1e-8}])
+def test_the_settings_of_liblinear(options):
+    assert_same(*problem(share=0.15), **options)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(6, 90), p=st.integers(3, 300), signal=st.floats(0, 2), seed=st.integers(0, 1000))
+def test_the_steps_of_liblinear_on_any_problem(n, p, signal, seed):
+    x, target = problem(n, p, signal=signal, seed=seed)
+    assert_same(x, target, C=0.1)
+
+
+def test_a_fit_that_does_not_converge_stops_where_liblinear_stops():
+    x, target = problem(p=5, signal=0)
+    model = LinearSVC(dual=True, C=100, max_iter=3, random_state=0)
+    assert fit_dual(x @ x.T, target, model).n_iter == 3
+
+
+def test_fits_that_overlap_in_threads_do_not_disturb_each_other():
+    x, target = problem(200, 400)
+    gram, model = x @ x.T, LinearSVC(dual=True, C=1.0, random_state=0)
+    alone = fit_dual(gram, target, model)
+    with ThreadPoolExecutor(4) as pool:
+        for fit in pool.map(lambda _: fit_dual(gram, target, model), range(16)):
+            np.testing.assert_array_equal(fit.beta, alone.beta)
+
+
+@pytest.mark.parametrize("options", [{"dual": False}, {"fit_intercept": False}, {"intercept_scaling": 2.0}])
+def test_what_is_left_to_scikit_learn(options):
+    assert not can_solve(LinearSVC(**{"dual": True} | options))
