@@ -114,7 +114,7 @@ class Screening:
     Ties and the rounding of the percentile are scikit-learn's (:class:`sklearn.feature_selection.SelectPercentile`, ``SelectKBest``).
     """
 
-    percentile: int | None = None
+    percentile: float | None = None
     n_features: int | None = None
 
     def n_kept(self, n_voxels: int) -> int:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.svm import LinearSVC
 
+from daskdecode.errors import DecodingError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Params = Mapping[str, Any]
@@ -44,7 +46,11 @@ class LinearModel:
 def _linear_svc(n_train: int, n_voxels: int, **params: Any) -> LinearSVC:
     # dual="auto" would look at the factor, which never has more columns than samples, and take the primal solver: another tolerance,
     # other numbers. The choice is made on the problem that the factor stands for.
-    settings = {"dual": n_train < n_voxels, "max_iter": 10_000, "random_state": 0} | params
+    settings = {"dual": "auto", "max_iter": 10_000, "random_state": 0} | params
+    if settings["dual"] == "auto":
+        settings["dual"] = n_train < n_voxels or settings.get("loss") == "hinge"
+    if settings.get("penalty", "l2") != "l2":
+        raise DecodingError(f"estimator='svc' has an L2 penalty; penalty={settings['penalty']!r} cannot be given to it.")
     return LinearSVC(**settings)
 
 

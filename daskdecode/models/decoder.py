@@ -16,7 +16,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdecode import schema
 from daskdecode.data.mask import to_nifti
 from daskdecode.data.preprocess import standardize_samples
 from daskdecode.engine.crossval import CrossValidated, Design, cross_validate, training_sets
@@ -29,6 +28,7 @@ from daskdecode.models import outcome
 from daskdecode.models.estimators import (
     build_and_candidates,
     check_choice,
+    check_on_small_problem,
     check_screening,
     effective_percentile,
     resolve_scorer,
@@ -217,21 +217,24 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Check everything that can be checked without reading data, and lay out the work."""
         build, candidates = build_and_candidates(self.estimator, self.param_grid, self.estimator_args)
         scorer = resolve_scorer(self.scoring)
+        check_on_small_problem(build, candidates, scorer)
         check_choice("tune", self.tune, ["nested", "held_out"])
         check_screening(self.screening_percentile, self.screening_n_features)
         samples = as_samples(X, y, groups, self.mask)
         if samples.y is None:
             raise DecodingError("There are no labels: pass y=, one label a sample.")
+        if samples.y.dtype.kind == "f" and np.any(samples.y % 1):
+            raise DecodingError(f"y holds numbers that are not whole ({samples.y[samples.y % 1 != 0][0]}): a decoder needs classes.")
         classes, codes = np.unique(samples.y, return_inverse=True)
         if classes.size < 2:
             raise DecodingError(f"All {samples.y.size} samples have the label {classes[0]!s}: decoding needs at least two classes.")
-        splits = outer_splits(self.cv, samples.y, samples.groups)
+        splits = outer_splits(self.cv, samples.y, samples.keys)
         nested = self.tune == "nested" and len(candidates) > 1
         design = Design(
             classes=codes.astype(np.intp),
             targets=_targets(codes, classes.size),
             outer=splits,
-            inner=[inner_splits(self.cv, train, samples.y, samples.groups) for train, _ in splits] if nested else None,
+            inner=[inner_splits(self.cv, train, samples.y, samples.keys) for train, _ in splits] if nested else None,
             candidates=candidates,
             build=build,
             scorer=scorer,
@@ -257,7 +260,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cv_, self.plan_ = list(design.outer), plan
         self.optimistic_ = self.tune == "held_out" and len(design.candidates) > 1
         self.scoring_ = self.scoring if isinstance(self.scoring, str) else getattr(self.scoring, "__name__", str(self.scoring or "roc_auc"))
-        self._voxels = None if samples.grid is None else samples.grid[schema.VOXEL].values
+        self._voxels, self._grid = samples.voxels, samples.grid
         # Two classes share one problem, whose decision is positive for the second.
         self._problem_of = {plain(label): 0 if self.classes_.size == 2 else c for c, label in enumerate(self.classes_)}
         self.cv_scores_ = {name: found.scores[:, c].tolist() for name, c in self._problem_of.items()}
@@ -265,6 +268,8 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cv_predictions_ = outcome.predictions(samples, design.outer, self.classes_, found.decision)
         self.cv_metrics_ = outcome.metrics(self.cv_predictions_, design.outer, y)
         self.confusion_ = outcome.confusion(self.cv_predictions_, self.classes_)
+        for name in ("coef_img_", "std_coef_img_", "pattern_img_"):
+            self.__dict__.pop(name, None)  # of an earlier fit, perhaps on data without a grid now
         if samples.grid is not None:
             self.coef_img_ = self._images(self.coef_, samples.grid, signed=True)
             self.std_coef_img_ = self._images(self.std_coef_, samples.grid, signed=False)
@@ -280,6 +285,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         notes = outcome.notes(samples, design.outer, plan, quality, found)
         for note in notes:
             warnings.warn(note, stacklevel=3)
+        notes = [*notes, *outcome.scaling_note(self.standardize)]
         if self.optimistic_:
             notes = [*notes, "Hyperparameters were chosen on the held-out folds whose scores are reported: the scores are optimistic."]
         self.provenance_: dict[str, Any] = {
@@ -290,12 +296,12 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "param_grid": [{k: plain(v) for k, v in params.items()} for params in design.candidates],
             "chosen": {c: {k: [plain(v) for v in vs] for k, vs in p.items()} for c, p in self.cv_params_.items()},
             "tune": self.tune,
-            "cv": str(self.cv) if isinstance(self.cv, str | int) or hasattr(self.cv, "split") else "list of folds",
+            "cv": str(self.cv) if isinstance(self.cv, str | int | np.integer) or hasattr(self.cv, "split") else "list of folds",
             "n_folds": len(design.outer),
             "scoring": self.scoring_,
             "standardize": self.standardize,
             "screening_percentile": self.screening_percentile_,
-            "screening_n_features": self.screening_n_features,
+            "screening_n_features": plain(self.screening_n_features),
             "n_fits": plan.workload.n_fits,
             "n_unconverged": found.n_unconverged,
             "warnings": notes,
@@ -321,11 +327,15 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ndarray of float64, shape (n_samples,) for two classes, else (n_samples, n_classes)
         """
         check_is_fitted(self)
-        samples = as_samples(X, None, groups, self.mask)
+        return self._decide(as_samples(X, None, groups, self.mask))
+
+    def _decide(self, samples: Samples) -> NDArray[np.float64]:
         if samples.groups is None:
-            samples = Samples(samples.x, samples.y, np.zeros(samples.x.shape[0], dtype=str), samples.grid, samples.source)
+            samples = replace(samples, groups=np.zeros(samples.x.shape[0], dtype=str))
         weights = self._weights_for(samples)
-        x = samples.finite() if samples.x.shape[0] == 1 else self._scale(samples)
+        # As nilearn: there is nothing to scale a single sample by. Within runs that makes no sense, and scaling refuses it.
+        alone = samples.x.shape[0] == 1 and self.standardize != "zscore_run"
+        x = samples.finite() if alone else self._scale(samples)
         decision = np.asarray(VoxelBlocks(x, block_nbytes(self.memory_budget)).times(weights).compute()) + self.intercept_
         return np.asarray(decision[:, 0] if self.classes_.size == 2 else decision)
 
@@ -335,11 +345,12 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DecodingError(
                 f"X has {samples.x.shape[1]} voxels but the decoder was fitted on {self.n_elements_}: select the same mask."
             )
-        if samples.grid is None or self._voxels is None:
+        if samples.grid is not None and self._grid is not None and not _same_grid(samples.grid, self._grid):
+            raise DecodingError("X lies on another voxel grid (shape or affine) than the data that the decoder was fitted on: resample it.")
+        if samples.voxels is None or self._voxels is None:
             return self.coef_
-        voxels = samples.grid[schema.VOXEL].values
-        ours, theirs = np.argsort(self._voxels), np.argsort(voxels)
-        if not np.array_equal(self._voxels[ours], voxels[theirs]):
+        ours, theirs = np.argsort(self._voxels), np.argsort(samples.voxels)
+        if not np.array_equal(self._voxels[ours], samples.voxels[theirs]):
             raise DecodingError("X has other voxels than the decoder was fitted on: select the same mask.")
         weights = np.empty_like(self.coef_)
         weights[:, theirs] = self.coef_[:, ours]
@@ -370,7 +381,13 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples = as_samples(X, y, groups, self.mask)
         if samples.y is None:
             raise DecodingError("There are no labels to score against: pass y=, one label a sample.")
-        decision = self.decision_function(X, groups)
+        unknown = sorted(set(samples.y.tolist()) - set(self.classes_.tolist()), key=str)
+        if unknown:
+            raise DecodingError(
+                f"The decoder knows the classes {self.classes_.tolist()}, but y has {unknown[:5]} too: leave those samples out "
+                "(daskdecode.select_labels)."
+            )
+        decision = self._decide(samples)
         if self.classes_.size > 2 and self.scoring in ("accuracy", "balanced_accuracy"):
             metric = accuracy_score if self.scoring == "accuracy" else balanced_accuracy_score
             return float(metric(samples.y, label_of(decision, self.classes_)))
@@ -379,6 +396,10 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positive = self.classes_[1:] if self.classes_.size == 2 else self.classes_
         each = [score_decisions(scorer, d, np.where(samples.y == c, 1, -1)) for d, c in zip(columns.T, positive, strict=True)]
         return float(np.mean(each))
+
+
+def _same_grid(a: xr.Dataset, b: xr.Dataset) -> bool:
+    return list(a.attrs["shape"]) == list(b.attrs["shape"]) and np.allclose(a.attrs["affine"], b.attrs["affine"], atol=1e-2)
 
 
 def _targets(codes: NDArray[Any], n_classes: int) -> NDArray[np.intp]:

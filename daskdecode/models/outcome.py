@@ -110,6 +110,14 @@ def notes(samples: Samples, splits: Sequence[Split], plan: Plan, quality: Qualit
     return said
 
 
+def scaling_note(standardize: str | None) -> list[str]:
+    """Say so where the scaling of training samples looked at test samples."""
+    if standardize not in ("zscore_sample", "psc"):
+        return []
+    said = "scales all samples together, before they are split: the test samples had a part in the scaling of the training samples."
+    return [f"standardize={standardize!r} {said}"]
+
+
 def describe_samples(samples: Samples, quality: Quality) -> dict[str, Any]:
     """Say what was decoded: source, runs, label counts, bad voxels; JSON-able."""
     labels, counts = np.unique(np.asarray(samples.y).astype(str), return_counts=True)

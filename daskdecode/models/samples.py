@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import Any
 
+import dask
 import dask.array as da
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import xarray as xr
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from daskdecode import schema
 from daskdecode.data.mask import apply_mask
-from daskdecode.errors import DecodingError, GridMismatchError, SelectionError
-from daskdecode.sources.nifti import read_header, stream_volumes, voxel_file_order
+from daskdecode.errors import DecodingError, GridMismatchError, SelectionError, SourceError
+from daskdecode.models.splitters import natural_order
+from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, voxel_file_order
 from daskdecode.store.masks import load_mask
 
 _COLUMN_CHUNK = 4096
@@ -41,25 +46,31 @@ class Samples:
     y : ndarray, shape (n_samples,), or None
         Labels.
     groups : ndarray of str, shape (n_samples,), or None
-        Run of each sample.
+        Name of the run of each sample.
+    keys : ndarray, shape (n_samples,), or None
+        The same for splitters: as the user gave them, or numbers in the natural order of a dataset's runs.
     grid : Dataset or None
         Voxel coordinates and attributes, without the signal: what :func:`daskdecode.to_nifti` needs.
+    voxels : ndarray of int, shape (n_voxels,), or None
+        Flat indices of the voxels, where they are known.
     source : dict
         Where the data came from, for the record.
     """
 
     x: da.Array
-    y: NDArray[Any] | None
-    groups: NDArray[Any] | None
-    grid: xr.Dataset | None
+    y: NDArray[Any] | None = None
+    groups: NDArray[Any] | None = None
+    keys: NDArray[Any] | None = None
+    grid: xr.Dataset | None = None
+    voxels: NDArray[np.int64] | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def voxel_order(self) -> NDArray[np.intp]:
-        """Columns in canonical order: C order of the grid where there is one."""
-        if self.grid is None:
+        """Columns in canonical order: C order of the grid where voxels are known."""
+        if self.voxels is None:
             return np.arange(self.x.shape[1], dtype=np.intp)
-        return np.argsort(self.grid[schema.VOXEL].values, kind="stable").astype(np.intp)
+        return np.argsort(self.voxels, kind="stable").astype(np.intp)
 
     def finite(self) -> da.Array:
         """Signals with what is not finite set to 0, as nilearn's maskers do; lazy."""
@@ -106,19 +117,29 @@ def as_samples(X: Any, y: Any = None, groups: Any = None, mask: Any = None) -> S
             raise DecodingError(f"mask= needs a grid, but X is a {type(X).__name__}: pass a Dataset or NIfTI, or select the columns of X.")
         found = _from_dataarray(X) if isinstance(X, xr.DataArray) else _from_array(X)
     n_samples = found.x.shape[0]
-    labels = found.y if y is None else _per_sample("y", y, n_samples)
-    runs = found.groups if groups is None else _per_sample("groups", groups, n_samples).astype(str)
+    if y is not None:
+        found = replace(found, y=_per_sample("y", y, n_samples))
+    if groups is not None:
+        keys = _per_sample("groups", groups, n_samples)
+        found = replace(found, groups=keys.astype(str), keys=keys)
     if not n_samples or not found.x.shape[1]:
         raise SelectionError(f"X has {n_samples} samples and {found.x.shape[1]} voxels: nothing to decode.")
-    return Samples(found.x, labels, runs, found.grid, found.source)
+    return found
 
 
 def _per_sample(name: str, given: Any, n_samples: int) -> NDArray[Any]:
+    """One value a sample, none missing."""
     values: NDArray[Any] = np.asarray(given)
     if values.ndim != 1 or values.size != n_samples:
         raise DecodingError(f"{name} has shape {values.shape} but X has {n_samples} samples: {name} needs one value a sample.")
+    missing = np.flatnonzero(pd.isna(values))
+    if missing.size:
+        raise DecodingError(f"{name} is missing for {missing.size} samples (the first is sample {missing[0]}): leave those samples out.")
     if values.dtype == object:
-        return values.astype(str)
+        kinds = {type(value) for value in values.tolist()}
+        values = np.asarray(values.tolist()) if len(kinds) == 1 else values.astype(str)
+    if values.dtype.kind not in "iufbU":
+        raise DecodingError(f"{name} must hold text or numbers; found {values.dtype}.")
     return values
 
 
@@ -129,8 +150,7 @@ def _from_dataset(ds: xr.Dataset, mask: Any) -> Samples:
         ds = apply_mask(ds, mask)
     source = {k: ds.attrs[k] for k in ("subject", "session", "task", "store", "repetition_time") if k in ds.attrs}
     grid = ds.drop_vars(schema.BOLD).drop_dims(schema.TIME, errors="ignore")
-    bold = _from_dataarray(ds[schema.BOLD])
-    return Samples(bold.x, bold.y, bold.groups, grid, source)
+    return replace(_from_dataarray(ds[schema.BOLD]), grid=grid, source=source)
 
 
 def _from_dataarray(bold: xr.DataArray) -> Samples:
@@ -142,12 +162,17 @@ def _from_dataarray(bold: xr.DataArray) -> Samples:
     label, run = (bold.coords.get(name) for name in (schema.LABEL, schema.RUN))
     y = np.asarray(label.values).astype(str) if label is not None and label.dims == (samples_dim,) else None
     groups = schema.run_ids(bold) if run is not None and run.dims == (samples_dim,) else None
-    return Samples(_from_array(bold.data).x, y, groups, None, {})
+    keys = None if groups is None else natural_order(groups)
+    voxels = np.asarray(bold[schema.VOXEL].values) if schema.VOXEL in bold.coords and bold.dims[1] == schema.VOXEL else None
+    return replace(_from_array(bold.data), y=y, groups=groups, keys=keys, voxels=voxels)
 
 
 def _from_array(X: Any) -> Samples:
     if not isinstance(X, da.Array):
-        X = np.asarray(X)
+        try:
+            X = np.asarray(X)
+        except ValueError as error:
+            raise DecodingError(f"X must be a matrix of numbers (n_samples, n_features): {error}.") from error
         if X.ndim == 2 and X.dtype.kind in "fiub":
             # name=False: nothing is cached by content, so hashing the data would buy nothing.
             X = da.from_array(X, chunks=(max(1, X.shape[0]), _COLUMN_CHUNK), name=False)
@@ -155,7 +180,7 @@ def _from_array(X: Any) -> Samples:
         raise DecodingError(f"X must be a matrix of numbers (n_samples, n_features); found shape {X.shape}, dtype {X.dtype}.")
     if any(np.isnan(size) for size in X.shape):
         raise DecodingError("X is a dask array of unknown shape: call X.compute_chunk_sizes() first.")
-    return Samples(X, None, None, None, {})
+    return Samples(X)
 
 
 def _is_nifti(X: Any) -> bool:
@@ -171,33 +196,70 @@ def _from_nifti(X: Any, mask: Any) -> Samples:
     shape, affine = _grid_of(images[0])
     inside = load_mask(mask, shape, affine, _name(mask))
     voxels = np.flatnonzero(inside.ravel())
-    blocks = [_masked(image, affine, shape, voxels) for image in images]
-    x = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-    return Samples(_from_array(x).x, None, None, _grid(affine, shape, voxels), {"source": [_name(i) for i in images]})
+    parts = [_lazily_masked(image, affine, shape, voxels) for image in images]
+    grid = _grid(affine, shape, voxels)
+    return Samples(da.concatenate(parts), grid=grid, voxels=voxels, source={"source": [_name(i) for i in images]})
 
 
 def _grid_of(image: Any) -> tuple[tuple[int, ...], NDArray[Any]]:
-    if isinstance(image, str | PathLike):
-        header = read_header(image)
-        return tuple(header.shape), header.affine
-    return tuple(image.shape[:3]), image.affine
+    opened = _opened(image)
+    return tuple(opened.shape[:3]), opened.affine
 
 
-def _masked(image: Any, affine: NDArray[Any], shape: tuple[int, ...], voxels: NDArray[np.intp]) -> NDArray[np.floating]:
-    """Signals inside the mask, (n_volumes, n_voxels); files are streamed, never held whole."""
-    if isinstance(image, str | PathLike):
-        header = read_header(image)
-        _check_grid(fspath(image), header.shape, header.affine, shape, affine)
-        order = voxel_file_order(voxels, header.shape)
-        raw = np.concatenate([block[:, order] for _, block in stream_volumes(header)])
-        if header.scaled:
-            return np.asarray(raw * np.float64(header.slope) + np.float64(header.intercept))
-        return np.asarray(raw.astype(raw.dtype.newbyteorder("=") if raw.dtype.kind == "f" else np.float32))
-    volumes = image.shape[3] if len(image.shape) > 3 else 1
-    _check_grid(_name(image), image.shape[:3], image.affine, shape, affine)
-    data = np.asarray(image.dataobj).reshape(-1, volumes)[voxels].T
-    # nilearn's rule: floats keep their precision, integers become float32.
-    return np.ascontiguousarray(data if data.dtype.kind == "f" else data.astype(np.float32))
+def _opened(image: Any) -> Any:
+    """A header of ours for the path of a 4-D image, else nibabel's image."""
+    if not isinstance(image, str | PathLike):
+        return image
+    try:
+        opened: Any = nib.load(image)
+    except (OSError, ImageFileError) as error:
+        raise SourceError(f"{fspath(image)} cannot be read: {error}") from error
+    return read_header(image) if len(opened.shape) == 4 else opened
+
+
+def _lazily_masked(image: Any, affine: NDArray[Any], shape: tuple[int, ...], voxels: NDArray[np.intp]) -> da.Array:
+    """Signals inside the mask, (n_volumes, n_voxels), read when they are computed; a file is streamed, never held whole."""
+    opened = _opened(image)
+    _check_grid(_name(image), opened.shape[:3], opened.affine, shape, affine)
+    if isinstance(opened, NiftiHeader):
+        dtype = np.dtype(np.float64) if opened.scaled else _float_of(opened.dtype)
+        read = dask.delayed(_stream_masked, pure=False)(opened, voxels, dtype)
+        return _in_chunks(read, (opened.n_volumes, voxels.size), dtype)
+    if len(opened.shape) > 4:
+        raise DecodingError(f"{_name(image)} has {len(opened.shape)} dimensions: images of 3 or 4 are decoded.")
+    n_volumes = opened.shape[3] if len(opened.shape) == 4 else 1
+    read = dask.delayed(_mask_image, pure=False, traverse=False)(opened, voxels)
+    return _in_chunks(read, (n_volumes, voxels.size), _float_of(_dtype_of(opened)))
+
+
+def _in_chunks(read: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> da.Array:
+    chunked: da.Array = da.from_delayed(read, shape, dtype=dtype).rechunk((shape[0], _COLUMN_CHUNK))
+    return chunked
+
+
+def _dtype_of(image: Any) -> np.dtype[Any]:
+    """Type of an image's values once they are scaled."""
+    if isinstance(image.dataobj, np.ndarray):
+        return np.dtype(image.dataobj.dtype)
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)
+    return np.dtype(np.float64 if scaled else image.get_data_dtype())
+
+
+def _mask_image(image: Any, voxels: NDArray[np.intp]) -> NDArray[np.floating]:
+    values = np.asarray(image.dataobj)
+    data = values.reshape(-1, values.shape[3] if values.ndim == 4 else 1)[voxels].T
+    return np.ascontiguousarray(data, dtype=_float_of(data.dtype))
+
+
+def _float_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Nilearn's rule: floats keep their precision, integers become float32."""
+    return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float32)
+
+
+def _stream_masked(header: NiftiHeader, voxels: NDArray[np.intp], dtype: np.dtype[Any]) -> NDArray[np.floating]:
+    order = voxel_file_order(voxels, header.shape)
+    raw = np.concatenate([block[:, order] for _, block in stream_volumes(header)])
+    return np.asarray(raw * np.float64(header.slope) + np.float64(header.intercept) if header.scaled else raw.astype(dtype))
 
 
 def _check_grid(name: str, shape: Sequence[int], affine: NDArray[Any], first_shape: Sequence[int], first_affine: NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
+from sklearn.model_selection import LeaveOneGroupOut, PredefinedSplit, StratifiedKFold
 
 from daskdecode.errors import DecodingError
 
@@ -23,12 +23,13 @@ def outer_splits(cv: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[
     Parameters
     ----------
     cv : "run", int, splitter or iterable
-        ``"run"``: leave one run out. An int: :class:`~sklearn.model_selection.StratifiedKFold` without shuffling (nilearn takes
-        leave-one-group-out instead, unasked, where groups are given). Else a scikit-learn splitter or an iterable of (train, test).
+        ``"run"``: leave one run out, in the natural order of their names. An int: :class:`~sklearn.model_selection.StratifiedKFold`
+        without shuffling (nilearn takes leave-one-group-out instead, unasked, where groups are given). Else a scikit-learn splitter or
+        an iterable of (train, test).
     y : ndarray, shape (n_samples,)
         Labels.
     groups : ndarray, shape (n_samples,), or None
-        Run of each sample.
+        Run of each sample; splitters of scikit-learn see it as it is.
 
     Returns
     -------
@@ -57,8 +58,8 @@ def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | N
         If the training set has a single run, or a class is missing from an inner training set.
     """
     rule: Any = _splitter(cv)
-    if isinstance(rule, list):
-        rule = StratifiedKFold(5) if groups is None else LeaveOneGroupOut()
+    if isinstance(rule, list | PredefinedSplit):
+        rule = StratifiedKFold(5) if groups is None else _LeaveOneRunOut()
     inside_groups = None if groups is None else groups[train]
     if isinstance(rule, LeaveOneGroupOut) and groups is not None and np.unique(groups[train]).size < 2:
         raise DecodingError(
@@ -90,12 +91,22 @@ def mixes_groups(splits: Sequence[Split], groups: NDArray[Any] | None) -> int:
     return sum(bool(np.intersect1d(groups[train], groups[test]).size) for train, test in splits)
 
 
+class _LeaveOneRunOut(LeaveOneGroupOut):  # type: ignore[misc]
+    """Leave-one-group-out whose folds follow the natural order of the runs' names."""
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Any:
+        return super().split(X, y, natural_order(groups))
+
+    def __repr__(self) -> str:
+        return "leave-one-run-out"
+
+
 def _splitter(cv: Any) -> Any:
     """Return something with ``split``, or a list of folds."""
     if isinstance(cv, str):
         if cv != "run":
             raise DecodingError(f"cv={cv!r} is not known: give 'run', a number of folds, a scikit-learn splitter or a list of folds.")
-        return LeaveOneGroupOut()
+        return _LeaveOneRunOut()
     if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
         if cv < 2:
             raise DecodingError(f"cv={cv}: cross-validation needs at least 2 folds.")
@@ -117,11 +128,11 @@ def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Spli
             with warnings.catch_warnings():
                 # Runs are offered to every splitter; those that take no notice of them say so.
                 warnings.filterwarnings("ignore", message="The groups parameter is ignored")
-                pairs = list(rule.split(np.zeros((y.size, 1)), y, None if groups is None else _in_natural_order(groups)))
+                pairs = list(rule.split(np.zeros((y.size, 1)), y, groups))
         except ValueError as error:
             raise DecodingError(f"{rule} cannot split {y.size} samples: {str(error).rstrip('.')}.") from error
     if not pairs:
-        raise DecodingError("cv gives no folds.")
+        raise DecodingError("cv gives no folds (a generator gives its folds only once: pass a list).")
     try:
         return [(_indices(train, y.size), _indices(test, y.size)) for train, test in pairs]
     except (TypeError, ValueError) as error:
@@ -130,8 +141,8 @@ def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Spli
         raise DecodingError(f"cv must give pairs of (training, test) sample indices: {error}") from error
 
 
-def _in_natural_order(groups: NDArray[Any]) -> Ints:
-    """Number the runs so that run 2 comes before run 10: folds follow the numbers."""
+def natural_order(groups: NDArray[Any]) -> Ints:
+    """Number the runs so that run 2 comes before run 10."""
     names, codes = np.unique(groups.astype(str), return_inverse=True)
     keys = [[(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)] for name in names]
     rank = np.empty(names.size, dtype=np.intp)
@@ -142,10 +153,17 @@ def _in_natural_order(groups: NDArray[Any]) -> Ints:
 def _indices(samples: Any, n_samples: int) -> Ints:
     samples = np.asarray(samples)
     if samples.dtype == bool:
+        if samples.shape != (n_samples,):
+            raise DecodingError(f"A fold is given as {samples.size} booleans, but there are {n_samples} samples.")
         samples = np.flatnonzero(samples)
-    samples = np.unique(samples.astype(np.intp))
-    if samples.size and (samples[0] < 0 or samples[-1] >= n_samples):
-        raise DecodingError(f"A fold names sample {samples[-1]}, but there are {n_samples} samples (0 to {n_samples - 1}).")
+    if samples.ndim != 1 or (samples.size and samples.dtype.kind not in "iu"):
+        raise DecodingError(f"A fold must be a list of sample numbers; found {samples.dtype} of shape {samples.shape}.")
+    samples, counts = np.unique(samples.astype(np.intp), return_counts=True)
+    outside = samples[(samples < 0) | (samples >= n_samples)]
+    if outside.size:
+        raise DecodingError(f"A fold names sample {outside[-1]}, but there are {n_samples} samples (0 to {n_samples - 1}).")
+    if (counts > 1).any():
+        raise DecodingError(f"A fold names sample {samples[counts > 1][0]} more than once: each sample counts once.")
     return np.asarray(samples)
 
 

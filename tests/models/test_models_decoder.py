@@ -302,8 +302,20 @@ X, Y, G = make()
         ({"param_grid": {"c": [1]}}, (X, Y, G), r"no parameter 'c'. Did you mean"),
         ({"param_grid": {"C": [-1]}}, (X, Y, G), "C"),
         ({"memory_budget": "lots"}, (X, Y, G), "memory_budget='lots' is not a size"),
+        ({"scoring": "neg_log_loss"}, (X, Y, G), "refuses the estimator or the scorer .* predict_proba"),
+        ({"estimator_args": {"class_weight": {"c1": 2}}}, (X, Y, G), "refuses the estimator or the scorer"),
+        ({"estimator_args": {"penalty": "l1"}}, (X, Y, G), "has an L2 penalty"),
+        ({"screening_percentile": "20"}, (X, Y, G), "must be a number"),
+        ({"param_grid": {"C": []}}, (X, Y, G), "param_grid="),
+        ({"cv": [([0.5, 1.5], [3])]}, (X, Y, G), "list of sample numbers"),
+        ({"cv": [([1, 1, 2], [3])]}, (X, Y, G), "names sample 1 more than once"),
+        ({"cv": [(np.ones(30, bool), [3])]}, (X, Y, G), "given as 30 booleans, but there are 48"),
+        ({}, ([[1, 2], [3]], Y, G), "matrix of numbers"),
+        ({}, (X, [None, *Y[1:]], G), "y is missing for 1 samples"),
+        ({}, (X, Y, [np.nan, *range(47)]), "groups is missing for 1 samples"),
+        ({}, (X, np.linspace(0, 1, 48), G), "needs classes"),
         ({"param_grid": 3}, (X, Y, G), "param_grid must be a dict"),
-        ({"screening_percentile": 0}, (X, Y, G), "must lie above 0"),
+        ({"screening_percentile": 0}, (X, Y, G), "must be a number above 0"),
         ({"screening_n_features": 5}, (X, Y, G), "exclude each other"),
         ({}, (X, Y), "needs the run of each sample: pass groups="),
         ({"cv": GroupKFold(4)}, (X, Y, G), "splits each training set again .* number of groups: 3. Give a single setting"),
@@ -357,3 +369,103 @@ def test_unequal_runs_and_unbalanced_classes_decode():
     with pytest.warns(UserWarning, match="same run"):
         decoder.fit(X[keep], Y[keep], G[keep])
     assert len(decoder.cv_predictions_) == keep.size
+
+
+def test_a_list_of_paths_of_single_volumes(tmp_path):
+    img, mask = images(X, Y)
+    paths = []
+    for n in range(48):
+        paths.append(tmp_path / f"volume{n:02d}.nii.gz")
+        nib.save(img.slicer[..., n], paths[-1])
+    assert_same(Decoder(mask=mask).fit(paths, Y, G), Decoder(mask=mask).fit(img, Y, G))
+
+
+def test_images_are_not_read_before_everything_is_checked(tmp_path, monkeypatch):
+    img, mask = images(X, Y)
+    nib.save(img, tmp_path / "bold.nii.gz")
+
+    def never(*_args, **_options):
+        raise AssertionError("read too early")
+
+    monkeypatch.setattr("daskdecode.models.samples.stream_volumes", never)
+    path = str(tmp_path / "bold.nii.gz")
+    assert Decoder(mask=mask).explain(path, Y, G).workload.n_voxels == 150
+    with pytest.raises(DecodingError, match="47"):
+        Decoder(mask=mask).fit(path, Y[:-1], G)
+
+
+def test_scores_of_labels_that_the_decoder_does_not_know_are_refused():
+    decoder = Decoder().fit(X, Y, G)
+    with pytest.raises(DecodingError, match=r"\['rest'\] too: leave those samples out"):
+        decoder.score(X, np.where(np.arange(48) == 3, "rest", Y), G)
+
+
+def test_maps_of_an_earlier_fit_do_not_stay():
+    decoder = Decoder().fit(dataset(X, Y, G))
+    assert decoder.coef_img_
+    assert not hasattr(decoder.fit(X, Y, G), "coef_img_")
+
+
+def test_voxels_of_a_data_array_are_followed():
+    ds = dataset(X, Y, G, np.random.default_rng(0).permutation(150))
+    for fitted in (ds, ds["bold"]):
+        decoder = Decoder(screening_percentile=None).fit(fitted)
+        expected = decoder.decision_function(ds)
+        np.testing.assert_allclose(decoder.decision_function(ds["bold"].sortby("voxel")), expected, atol=1e-9)
+        np.testing.assert_allclose(decoder.decision_function(ds.sortby("voxel")), expected, atol=1e-9)
+
+
+def test_another_grid_with_the_same_voxels_is_refused():
+    ds = dataset(X, Y, G)
+    decoder = Decoder().fit(ds)
+    with pytest.raises(DecodingError, match="another voxel grid"):
+        decoder.predict(ds.assign_attrs(shape=[9, 8, 7]))
+
+
+@pytest.mark.parametrize("make_groups", [lambda g: g, lambda g: g.astype(int)])
+def test_splitters_see_the_runs_as_they_were_given(make_groups):
+    from sklearn.model_selection import GroupShuffleSplit
+
+    x, y, groups = make(n_runs=11, repeats=2)
+    groups = make_groups(groups)
+    cv = GroupShuffleSplit(3, random_state=0)
+    decoder = Decoder(cv=cv, tune="held_out").fit(x, y, groups)
+    for (train, test), (a, b) in zip(decoder.cv_, cv.split(x, y, groups), strict=True):
+        np.testing.assert_array_equal(train, a)
+        np.testing.assert_array_equal(test, b)
+
+
+def test_predefined_folds_can_nest():
+    from sklearn.model_selection import PredefinedSplit
+
+    assert len(Decoder(cv=PredefinedSplit(np.repeat([0, 1, 2, 3], 12))).fit(X, Y, G).cv_) == 4
+
+
+def test_scaling_of_all_samples_together_is_said():
+    decoder = Decoder(standardize="zscore_sample").fit(X, Y, G)
+    assert any("had a part in the scaling" in note for note in decoder.provenance_["warnings"])
+
+
+def test_dual_auto_is_resolved_on_the_voxels():
+    from sklearn.svm import LinearSVC
+
+    decoder = Decoder(param_grid={"C": 100.0}, estimator_args={"dual": "auto"}, standardize=None, screening_percentile=None)
+    decoder.fit(X - 100, Y, G)
+    folds = [LinearSVC(C=100.0, dual="auto", max_iter=10_000, random_state=0).fit(X[a] - 100, Y[a]).coef_ for a, _ in decoder.cv_]
+    np.testing.assert_allclose(decoder.coef_, np.mean(folds, axis=0), rtol=1e-8, atol=1e-12)
+
+
+def test_a_scorer_that_is_not_defined_for_a_candidate_does_not_choose_it():
+    def undefined_for_large_c(estimator, X, y):
+        return np.nan if getattr(estimator, "C", 1) == 100 else -0.5
+
+    decoder = Decoder(scoring=undefined_for_large_c, estimator_args={"fit_intercept": False})
+    decoder.fit(X, Y, G)
+    assert 100 not in decoder.cv_params_["c1"]["C"]
+
+
+def test_provenance_is_json_with_numpy_settings():
+    decoder = Decoder(cv=np.int64(4), screening_percentile=None, screening_n_features=np.int64(120), memory_budget=np.int64(10**9))
+    decoder.fit(X, Y, G)
+    assert json.loads(json.dumps(decoder.provenance_))["cv"] == "4"
+    json.dumps(decoder.plan_.to_dict())
