@@ -98,7 +98,7 @@ def resolve_screening(percentile: float | None, n_features: int | None, grid: xr
     if n_voxels <= FEWEST_VOXELS_TO_SCREEN:
         return None
     if n_features is not None:
-        return None if n_features >= n_voxels else Screening(n_features=n_features)
+        return None if n_features >= n_voxels else Screening(n_features=int(n_features))
     effective = effective_percentile(percentile, grid, n_voxels)
     if effective >= 100:
         return None
