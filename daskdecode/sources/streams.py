@@ -36,6 +36,13 @@ class _HashingReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        # isal's tell(), by which an error says where it happened, asks for it. There is no seek: one would hash bytes twice.
+        return True
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
     def readinto(self, buffer: Any, /) -> int:
         n = self._raw.readinto(buffer)
         self._hasher.update(memoryview(buffer)[:n])

@@ -345,6 +345,20 @@ def test_checksum_error_is_found_though_the_length_is_right(tmp_path):
         list(stream_volumes(header))
 
 
+@pytest.mark.parametrize("hasher", [None, hashlib.sha256])
+@pytest.mark.parametrize("where", [-8, -5, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
+def test_a_flipped_byte_is_found_with_and_without_a_hasher(tmp_path, where, hasher):
+    """In the checksum (negative: from the end) or in the compressed voxels."""
+    path = _save(tmp_path, n=200)
+    header = read_header(path)
+    content = bytearray(path.read_bytes())
+    content[where if where < 0 else int(where * len(content))] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(CorruptFileError, match=r"bold\.nii\.gz is damaged (in or soon after volume|after its last volume)"):
+        for _ in stream_volumes(header, block_nbytes=20 * header.volume_nbytes, hasher=hasher() if hasher else None):
+            pass
+
+
 def test_header_that_announces_too_much_for_a_gzip_file_reads_nothing(tmp_path):
     path = _save(tmp_path, n=3)
     content = bytearray(gzip.decompress(path.read_bytes()))
@@ -394,6 +408,7 @@ def test_files_that_are_no_nifti(tmp_path):
     (tmp_path / "folder.nii").mkdir()
     with pytest.raises(SourceError, match="is a folder"):
         read_header(tmp_path / "folder.nii")
+    (tmp_path / "image.mgz").touch()
     with pytest.raises(SourceError, match=r"expected \.nii"):
         read_header(tmp_path / "image.mgz")
     (tmp_path / "text.nii").write_text("hello " * 200)
