@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -11,7 +12,9 @@ import pandas as pd
 
 from daskdecode.errors import SourceError
 from daskdecode.schema import REST
-from daskdecode.sources.labels import MISSING, column_of, read_table
+from daskdecode.sources.arguments import as_count, as_seconds
+from daskdecode.sources.labels import as_texts, column_of, is_missing, is_not_applicable
+from daskdecode.sources.tables import read_table
 
 GAP_S: Final = 4.0
 """Events of one condition this close are one block: the response, some 5 s wide, does not fall back between them."""
@@ -41,9 +44,9 @@ def events_to_labels(
 
     1. Events of one condition whose gap (end to next onset) is at most `gap_s`, with nothing of another condition in it, are one block.
     2. Blocks are shifted by `hrf_delay_s`.
-    3. Volume v was acquired from ``v * repetition_time`` to ``(v + 1) * repetition_time``. Where conditions cover less than half of it
-       it is `rest`; otherwise it belongs to the condition that covers most of it, and of two that cover it equally, to the one that
-       began later (its response is rising while the other's falls), or comes first by name.
+    3. Volume v was acquired from ``v * repetition_time`` to ``(v + 1) * repetition_time``. Where conditions cover less than half of it,
+       time that they share counting once, it is `rest`; otherwise it belongs to the condition that covers most of it, and of two that
+       cover it equally, to the one that began later (its response is rising while the other's falls), or comes first by name.
     4. A block too short to win any volume (a single brief event) gets the one in which its middle falls, where that is still rest.
 
     Parameters
@@ -71,7 +74,7 @@ def events_to_labels(
     ------
     SourceError
         The table is missing or lacks a column, an onset or duration is no number, or no event falls within the run (onsets in
-        milliseconds, for example).
+        milliseconds, for example); or an argument is no such number.
 
     Notes
     -----
@@ -84,21 +87,36 @@ def events_to_labels(
     35.7 s, and so do the images: the shift that fits best falls from 3.75 s in the first block to 1.75 s in the last, which is a
     matter of those onsets and not of blood flow. ``tests/sources/test_sources_events.py`` measures all of this.
     """
+    where = _where(events)
+    n_volumes = as_count(n_volumes, "n_volumes", where)
+    repetition_time = as_seconds(repetition_time, "repetition_time", where, above=0)
+    hrf_delay_s = as_seconds(hrf_delay_s, "hrf_delay_s", where)
+    gap_s = as_seconds(gap_s, "gap_s", where, least=0, finite=False)
     blocks = list(_blocks(_event_table(events), gap_s))
     shifted = [_Block(b.onset + hrf_delay_s, b.end + hrf_delay_s, b.condition) for b in blocks]
     starts = np.arange(n_volumes) * repetition_time
     labels = _by_coverage(shifted, starts, repetition_time, rest)
     for onset, end, condition in shifted:
-        first, last = int(onset // repetition_time), int(end // repetition_time)
-        middle = int((onset + end) / 2 // repetition_time)
+        first, middle = _volume_at(onset, repetition_time), _volume_at((onset + end) / 2, repetition_time)
+        last = max(first, math.ceil(_in_volumes(end, repetition_time)) - 1)  # a block that ends where a volume begins is not in it
         if 0 <= middle < n_volumes and labels[middle] == rest and condition not in labels[max(first, 0) : last + 1]:
             labels[middle] = condition
-    if blocks and all(onset >= n_volumes * repetition_time or end < 0 for onset, end, _ in blocks):
+    if blocks and all(_volume_at(onset, repetition_time) >= n_volumes or end < 0 for onset, end, _ in blocks):
         raise SourceError(
-            f"No event of {_where(events)} falls within its run: onsets go from {blocks[0].onset:g} to {blocks[-1].onset:g}, but the run "
+            f"No event of {where} falls within its run: onsets go from {blocks[0].onset:g} to {blocks[-1].onset:g}, but the run "
             f"lasts {n_volumes * repetition_time:g} s ({n_volumes} volumes every {repetition_time:g} s). Onsets are seconds from its start."
         )
     return labels.astype(np.str_)
+
+
+def _in_volumes(time_s: float, repetition_time: float) -> float:
+    """Time in repetition times, rounded because a quotient of decimal numbers falls beside whole ones: 2.4 // 0.8 is 2."""
+    return round(time_s / repetition_time, _TIME_DECIMALS)
+
+
+def _volume_at(time_s: float, repetition_time: float) -> int:
+    """The volume that was being acquired."""
+    return math.floor(_in_volumes(time_s, repetition_time))
 
 
 def _where(events: str | os.PathLike[str] | pd.DataFrame) -> str:
@@ -108,13 +126,15 @@ def _where(events: str | os.PathLike[str] | pd.DataFrame) -> str:
 def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     """Onset, end (seconds) and condition of every event that has one, by onset."""
     where = _where(events)
+    if not isinstance(events, str | os.PathLike | pd.DataFrame):
+        raise SourceError(f"events= is a {type(events).__name__}: expected the path of an events.tsv or a DataFrame.")
     table = events if isinstance(events, pd.DataFrame) else read_table(events, "events")
     table = table.rename(columns={column_of(table, [name], where, required=True): name for name in ("onset", "duration", "trial_type")})
-    conditions = table["trial_type"].astype(str).str.strip()
+    conditions = table["trial_type"]
     onsets = pd.to_numeric(table["onset"], errors="coerce").to_numpy(dtype=np.float64)
-    missing = table["duration"].astype(str).str.strip().str.lower().isin(MISSING)
+    missing = is_missing(table["duration"]) | is_not_applicable(table["duration"])
     durations = pd.to_numeric(table["duration"].mask(missing, "0"), errors="coerce").to_numpy(dtype=np.float64)
-    named = ~conditions.str.lower().isin(MISSING).to_numpy()
+    named = ~(is_missing(conditions) | is_not_applicable(conditions))
     for name, values, wrong in (
         ("onset", onsets, ~np.isfinite(onsets)),
         ("duration", durations, ~(np.isfinite(durations) & (durations >= 0))),
@@ -125,8 +145,8 @@ def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
                 f"{where} has {name} {str(table[name].iloc[row])!r} in row {row} (counted from 0): expected seconds"
                 f"{' >= 0' if np.isfinite(values[row]) else ''}."
             )
-    tidy = pd.DataFrame({"onset": onsets, "end": onsets + durations, "condition": conditions.to_numpy()})[named]
-    return tidy.sort_values("onset", kind="stable", ignore_index=True)
+    columns = {"onset": onsets[named], "end": (onsets + durations)[named], "condition": as_texts(conditions)[named]}
+    return pd.DataFrame(columns).sort_values("onset", kind="stable", ignore_index=True)
 
 
 def _blocks(events: pd.DataFrame, gap_s: float) -> Iterator[_Block]:
@@ -158,11 +178,21 @@ def _by_coverage(blocks: list[_Block], starts: np.ndarray, repetition_time: floa
         covered[condition] = covered.get(condition, 0.0) + np.maximum(within, 0.0)
         began[condition] = np.where(within > 0, onset, began.get(condition, -np.inf))
     labels = np.full(len(starts), rest, dtype=object)
-    most, latest, total = (np.zeros(len(starts)), np.full(len(starts), -np.inf), np.zeros(len(starts)))
-    for condition, seconds in covered.items():
+    most, latest = np.zeros(len(starts)), np.full(len(starts), -np.inf)
+    for condition, seconds in sorted(covered.items()):  # by name, which decides where all else is equal
         seconds = seconds.round(_TIME_DECIMALS)
         wins = (seconds > most) | ((seconds == most) & (seconds > 0) & (began[condition] > latest))
         labels[wins], most[wins], latest[wins] = condition, seconds[wins], began[condition][wins]
-        total += seconds
-    labels[total < round(repetition_time / 2, _TIME_DECIMALS)] = rest
+    labels[_covered_by_any(blocks, starts, repetition_time).round(_TIME_DECIMALS) < round(repetition_time / 2, _TIME_DECIMALS)] = rest
     return labels
+
+
+def _covered_by_any(blocks: list[_Block], starts: np.ndarray, repetition_time: float) -> np.ndarray:
+    """Seconds of every volume in which there was any condition; time that conditions share counts once."""
+    covered = np.zeros(len(starts))
+    reached = -np.inf
+    for onset, end, _ in sorted(blocks):
+        within = np.minimum(end, starts + repetition_time) - np.maximum(max(onset, reached), starts)
+        covered += np.maximum(within, 0.0)
+        reached = max(reached, end)
+    return covered

@@ -1,10 +1,9 @@
-"""Label tables: the condition, and perhaps the run, of every volume."""
+"""Labels in whatever holds them: the condition, and perhaps the run, of every volume."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +11,13 @@ import pandas as pd
 
 from daskdecode.errors import SourceError, nearest
 from daskdecode.schema import REST
+from daskdecode.sources.tables import read_table
 
 LABEL_COLUMNS: Final = ("label", "labels", "trial_type", "condition")
 RUN_COLUMNS: Final = ("run", "runs", "chunks")
-MISSING: Final = frozenset({"", "n/a", "nan", "none", "<na>"})
+
+_NOT_APPLICABLE: Final = "n/a"  # BIDS's word; "none", "NA" or "null" may well be the names of conditions
+_MISSING: Final = frozenset({"", "nan", "<na>"})  # what pandas writes where it had no value
 
 LabelSource = str | os.PathLike[str] | pd.DataFrame | pd.Series | Sequence[str] | np.ndarray
 
@@ -34,12 +36,13 @@ def read_label_table(source: LabelSource) -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row a volume
-        Columns ``label`` and, where the table has runs, ``run``; both str. Missing labels (empty, ``n/a``) become ``"rest"``. Eager.
+        Columns ``label`` and, where the table has runs, ``run``; both str. The label ``n/a`` becomes ``"rest"``. Eager.
 
     Raises
     ------
     SourceError
-        The file is missing or not a table, no column or more than one holds labels (or runs), or a run is missing.
+        The file is missing or not a table, no column or more than one holds labels (or runs), or a label or run is missing: whether
+        that volume is rest or its label was lost, only its owner knows.
     """
     if isinstance(source, str | os.PathLike):
         return _tidy(read_table(source, "labels"), str(source))
@@ -48,38 +51,7 @@ def read_label_table(source: LabelSource) -> pd.DataFrame:
     values = np.asarray(source, dtype=object)
     if values.ndim != 1:
         raise SourceError(f"labels have shape {values.shape}; expected one label a volume, or a table with a column of labels.")
-    return pd.DataFrame({"label": _texts(values, REST)})
-
-
-def read_table(path: str | os.PathLike[str], what: str) -> pd.DataFrame:
-    """Read a text table as text, its separator told by its header line: a tab, else a comma, else white space.
-
-    Parameters
-    ----------
-    path : path-like
-    what : str
-        What the table holds ("labels", "events"), for the error.
-
-    Returns
-    -------
-    DataFrame of str
-
-    Raises
-    ------
-    SourceError
-        The file is missing, empty or not a table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SourceError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: expected a table of {what}.")
-    try:
-        with path.open(encoding="utf-8") as file:
-            header = file.readline()
-        separator = next((s for s in ("\t", ",") if s in header), r"\s+")
-        # Everything as text: 01 is not 1, and a condition may well be called "NA" or "true".
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8", skipinitialspace=True)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise SourceError(f"{path} is not a table of {what}: {error}. Expected a header line and one row a line, as text.") from error
+    return pd.DataFrame({"label": _labels(values, "The list of labels")})
 
 
 def column_of(table: pd.DataFrame, names: Sequence[str], where: str, *, required: bool) -> str | None:
@@ -93,19 +65,49 @@ def column_of(table: pd.DataFrame, names: Sequence[str], where: str, *, required
     return present[0] if present else None
 
 
+def as_texts(values: Iterable[Any]) -> np.ndarray:
+    """Values as text, dtype object."""
+    return np.array([_text(v) for v in values], dtype=object)
+
+
+def is_missing(values: Iterable[Any]) -> np.ndarray:
+    """Which values are none: None, NaN, empty text or what pandas writes for them; not ``n/a``, which says that there is nothing."""
+    return np.array([_text(v).lower() in _MISSING for v in values], dtype=bool)
+
+
+def is_not_applicable(values: Iterable[Any]) -> np.ndarray:
+    """Which values are BIDS's ``n/a``."""
+    return np.array([_text(v).lower() == _NOT_APPLICABLE for v in values], dtype=bool)
+
+
 def _tidy(table: pd.DataFrame, where: str) -> pd.DataFrame:
     label = column_of(table, LABEL_COLUMNS, where, required=True)
     run = column_of(table, RUN_COLUMNS, where, required=False)
-    tidy = pd.DataFrame({"label": _texts(table[label], REST)})
+    tidy = pd.DataFrame({"label": _labels(table[label], where)})
     if run is not None:
-        tidy["run"] = _texts(table[run], "")
-        if (tidy["run"] == "").any():
-            row = int((tidy["run"] == "").to_numpy().argmax())
-            raise SourceError(f"{where} has no run in row {row} (counted from 0): every volume belongs to a run.")
+        missing = is_missing(table[run]) | is_not_applicable(table[run])
+        if missing.any():
+            raise SourceError(f"{where} has no run in row {missing.argmax()} (counted from 0): every volume belongs to a run.")
+        tidy["run"] = as_texts(table[run])
     return tidy
 
 
-def _texts(values: Any, missing: str) -> np.ndarray:
-    """Values as text; whole numbers that pandas made floats lose their ``.0``."""
-    texts = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
-    return np.array([missing if t.lower() in MISSING else t for t in texts], dtype=object)
+def _labels(values: Iterable[Any], where: str) -> np.ndarray:
+    """Labels as text, `n/a` as rest; an error where there is none."""
+    values = list(values)
+    missing = is_missing(values)
+    if missing.any():
+        raise SourceError(
+            f"{where} has no label in row {missing.argmax()} (counted from 0; {missing.sum()} of {len(values)} are missing). "
+            f"Every volume has one: write {REST!r} or 'n/a' where there was no condition."
+        )
+    return np.where(is_not_applicable(values), REST, as_texts(values))
+
+
+def _text(value: Any) -> str:
+    """A value as text: a whole number that pandas made a float loses its ``.0``, and what stands for no value is empty."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return value.decode(errors="replace").strip() if isinstance(value, bytes) else str(value).strip()

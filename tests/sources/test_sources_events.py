@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nilearn import signal
 
@@ -68,6 +68,8 @@ def test_equal_cover_goes_to_the_later_onset_whatever_the_order_of_rows():
     assert _labels(*rows) == _labels(*reversed(rows)) == ".abb......"
     rows = [(2, 3, "b"), (5, 3, "a")]
     assert _labels(*rows) == _labels(*reversed(rows)) == ".baa......"
+    assert _labels((2, 6, "b"), (2, 4, "c")) == ".bbb......"
+    assert _labels((2, 4, "c"), (2, 6, "b")) == ".bbb......", "at one onset, the first by name though it ends later"
     rows = [(2, 4, "b"), (2, 4, "a")]
     assert _labels(*rows) == _labels(*reversed(rows)) == ".aa.......", "at one onset, the first by name"
 
@@ -138,6 +140,96 @@ def test_labels_depend_neither_on_row_order_nor_on_where_time_starts(rows, rando
     moved = [(onset + shift / 10, duration, name) for onset, duration, name in events]
     if events and min(moved)[0] < 30:
         np.testing.assert_array_equal(events_to_labels(_events(*moved), 20, 1.5, hrf_delay_s=0), expected)
+
+
+@settings(deadline=None)
+@given(tr=st.integers(1, 5000), decimals=st.sampled_from([3, 2]), n=st.integers(1, 60), delay=st.integers(0, 60))
+def test_an_impulse_on_the_onset_of_a_volume_falls_in_it(tr, decimals, n, delay):
+    """Onsets as decimal numbers of a table, which a float division puts just before their volume: 2.4 // 0.8 is 2."""
+    scale = 10**decimals
+    first = -(-delay // tr)  # events before the run are another matter
+    assume(first < n)
+    for volume in {first, (first + n) // 2, n - 1}:
+        onset = (volume * tr - delay) / scale
+        labels = events_to_labels(_events((onset, 0, "a")), n, tr / scale, hrf_delay_s=delay / scale)
+        assert np.flatnonzero(labels == "a").tolist() == [volume]
+
+
+@pytest.mark.parametrize("tr", [0.8, 2.2, 0.72, 0.1])
+def test_impulses_on_every_volume(tr):
+    onsets = [round(v * tr, 6) for v in range(200)]
+    labels = events_to_labels(_events(*((t, 0, f"c{v}") for v, t in enumerate(onsets))), 200, tr, gap_s=0, hrf_delay_s=0.0)
+    assert list(labels) == [f"c{v}" for v in range(200)]
+
+
+def test_a_brief_block_that_ends_where_another_begins_has_its_volume():
+    assert _labels((5.2, 0.8, "a"), (6.4, 1.6, "a"), gap_s=0) == "..aa......"
+
+
+def test_time_that_conditions_share_counts_once():
+    assert _labels((0, 6.6, "a"), (0, 6.6, "b"), n=5) == "aaa.."
+    assert _labels((2, 0.6, "a"), (2.4, 0.5, "b"), (2.8, 0.1, "a"), n=3, gap_s=0) == ".a.", "a single event's own volume"
+    assert _labels((0, 4.9, "a"), (2, 2.9, "b"), (0, 4.7, "c"), n=4) == "ab.."
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(5, 60), st.sampled_from("abc")), min_size=1, max_size=8))
+def test_rest_is_where_less_than_half_a_volume_is_covered_by_anything(rows):
+    """Tenths of seconds, so that coverage is counted in a table of them; TR 1.5 s."""
+    busy = np.zeros(400, bool)
+    for onset, duration, _ in rows:
+        busy[onset : onset + duration] = True
+    labels = events_to_labels(_events(*((o / 10, d / 10, c) for o, d, c in rows)), 20, 1.5, gap_s=0, hrf_delay_s=0)
+    covered = busy[:300].reshape(20, 15).sum(1)
+    assert (labels[covered > 7] != "rest").all()
+    for volume in np.flatnonzero((labels != "rest") & (covered <= 7)):  # only a block that has won no volume may take a lesser one
+        assert any(o / 10 < (volume + 1) * 1.5 and (o + d) / 10 > volume * 1.5 and d < 15 for o, d, c in rows if c == labels[volume])
+
+
+@pytest.mark.parametrize("name", ["none", "NA", "null"])
+def test_conditions_that_sound_like_nothing_are_conditions(tmp_path, name):
+    path = tmp_path / "events.tsv"
+    path.write_text(f"onset\tduration\ttrial_type\n0\t4\t{name}\n4\t4\tn/a\n8\tn/a\tface\n")
+    assert list(events_to_labels(path, 5, 2.0, hrf_delay_s=0)) == [name, name, "rest", "rest", "face"]
+    read = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"])
+    assert read["duration"].isna().any()
+    assert list(events_to_labels(read, 5, 2.0, hrf_delay_s=0)) == [name, name, "rest", "rest", "face"]
+
+
+def test_rows_with_a_field_too_many_are_not_shifted(tmp_path):
+    path = tmp_path / "events.tsv"
+    path.write_text("onset\tduration\ttrial_type\n4\t4\tface\t\n8\t4\tcat\t\n")
+    expected = ["rest"] * 2 + ["face"] * 2 + ["cat"] * 2
+    assert list(events_to_labels(path, 6, 2.0, hrf_delay_s=0)) == expected, "a trailing tab is no field"
+    path.write_text("onset\tduration\ttrial_type\n4\t4\t8\tface\n")
+    with pytest.raises(SourceError, match=r"events\.tsv, line 2, has 4 fields .*; expected 3, .*'onset', 'duration', 'trial_type'"):
+        events_to_labels(path, 6, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hrf_delay_s": np.nan}, "hrf_delay_s=nan of The events table .*seconds, as a number"),
+        ({"hrf_delay_s": "4"}, "hrf_delay_s='4'"),
+        ({"hrf_delay_s": -np.inf}, "hrf_delay_s=-inf"),
+        ({"gap_s": np.nan}, "gap_s=nan .*seconds >= 0"),
+        ({"gap_s": -1}, "gap_s=-1"),
+        ({"repetition_time": 0}, "repetition_time=0 .*seconds > 0"),
+        ({"repetition_time": np.nan}, "repetition_time=nan"),
+        ({"n_volumes": -1}, "n_volumes=-1 .*whole number >= 0"),
+        ({"n_volumes": 2.5}, "n_volumes=2.5"),
+        ({"n_volumes": None}, "n_volumes=None"),
+        ({"events": [(0, 1, "a")]}, "events= is a list"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(options, message):
+    arguments = {"events": _events((0, 2, "a")), "n_volumes": 10, "repetition_time": 2.0, **options}
+    with pytest.raises(SourceError, match=message):
+        events_to_labels(**arguments)
+
+
+def test_a_gap_may_be_endless():
+    assert _labels((0, 2, "a"), (18, 2, "a"), gap_s=np.inf) == "aaaaaaaaaa"
 
 
 # --- Haxby ------------------------------------------------------------------------------------------------------------------------
