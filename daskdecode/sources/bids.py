@@ -167,7 +167,7 @@ def _levels(folder: Path, data_set: Path) -> list[Path]:
 def _images(root: Path, *, derivatives: bool) -> list[_File]:
     """All functional images below a data set."""
     if not root.is_dir():
-        raise SourceError(f"There is no folder {root} to look for runs in.")
+        raise SourceError(f"{root} {'is no folder' if root.exists() else 'does not exist'}: expected the folder of a BIDS data set.")
     images = list(_images_of(root))
     if derivatives or not images:
         nested = root / "derivatives"

@@ -154,10 +154,10 @@ def files_of(path: Path, *, must_exist: bool = True) -> tuple[Path, Path]:
     """Header file and data file of an image: twice the same, or the two of a pair."""
     stem, gz = (path.name[:-3], path.name[-3:]) if path.name.lower().endswith(".gz") else (path.name, "")
     kind = Path(stem).suffix.lower()
+    if must_exist and not path.is_file():  # first: what does not exist may well be a folder, and has no wrong name then
+        raise SourceError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: expected a NIfTI file.")
     if kind not in (".nii", ".hdr", ".img"):
         raise SourceError(f"{path} is not named as a NIfTI image: expected .nii, .nii.gz, .hdr or .img.")
-    if must_exist and not path.is_file():
-        raise SourceError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: expected a NIfTI file.")
     if kind == ".nii":
         return path, path
     other_kind = ".img" if kind == ".hdr" else ".hdr"

@@ -5,6 +5,7 @@ Everything that can be wrong with the input, short of reading every voxel, is fo
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,10 @@ from daskdecode.sources.nifti import NiftiHeader, check_length, read_header
 from daskdecode.sources.run import Run, entity_name
 
 _SAME_PLACE_MM: Final = 0.01
+_SAME_TIME: Final = 1e-4  # relative: headers hold float32
+_N_NAMED: Final = 5
+
+logger = logging.getLogger("daskdecode")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +99,10 @@ def resolve(runs: Sequence[Run]) -> list[SourceFile]:
         two runs have one name or one file; no repetition time is known.
     CorruptFileError
         An image is shorter or longer than its header says.
+
+    Notes
+    -----
+    Logs a warning where runs have neither labels nor events, and where those of a subject differ in repetition time.
     """
     if isinstance(runs, Run):
         runs = [runs]
@@ -105,6 +114,8 @@ def resolve(runs: Sequence[Run]) -> list[SourceFile]:
     files = _name_runs(files)
     for file in files:
         check_length(file.header)
+    _warn_of_unlabelled(runs, files)
+    _warn_of_repetition_times(files)
     return files
 
 
@@ -285,3 +296,41 @@ def _numbered(partitions: Iterable[Partition]) -> list[Partition]:
         position[p.subject, p.session] += 1
         numbered.append(p if p.run else replace(p, run=str(position[p.subject, p.session])))
     return numbered
+
+
+def _warn_of_unlabelled(runs: Iterable[Run], files: Iterable[SourceFile]) -> None:
+    """One line that names the runs of which nothing says what happened in them."""
+    unlabelled = [p for run, file in zip(runs, files, strict=True) for p in file.partitions if run.labels is None and run.events is None]
+    if unlabelled:
+        logger.warning("Neither labels nor events for %s: all volumes are labelled %r.", _listed(unlabelled), REST)
+
+
+def _warn_of_repetition_times(files: Iterable[SourceFile]) -> None:
+    """One line a subject whose runs differ: its dataset has one ``repetition_time``, though ``time`` is right in every run."""
+    of_subject: dict[str, list[Partition]] = defaultdict(list)
+    for file in files:
+        of_subject[file.partitions[0].subject] += file.partitions
+    for subject, partitions in of_subject.items():
+        first = partitions[0].repetition_time
+        others = [p for p in partitions if abs(p.repetition_time - first) > _SAME_TIME * first]
+        if others:
+            times = ", ".join(f"{t:g} s" for t in sorted({p.repetition_time for p in others}))
+            logger.warning(
+                "Runs of subject %r differ in repetition time: %g s in %s, but %s in %s. Its data name one repetition_time: %g s.",
+                subject,
+                first,
+                _listed(partitions[:1]),
+                times,
+                _listed(others),
+                first,
+            )
+
+
+def _listed(partitions: Sequence[Partition]) -> str:
+    """Names of runs, the first few of many."""
+    names = [
+        "/".join([f"sub-{p.subject}", *([f"ses-{p.session}"] if p.session is not None else []), f"run-{p.run}"])
+        for p in partitions[:_N_NAMED]
+    ]
+    more = len(partitions) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

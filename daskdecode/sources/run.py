@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from daskdecode.errors import SourceError
+from daskdecode.sources.arguments import as_count, as_seconds
 from daskdecode.sources.events import GAP_S, HRF_DELAY_S
 
 _PREFIXES = {"subject": "sub-", "session": "ses-", "task": "task-", "run": "run-"}
@@ -44,14 +44,14 @@ class Run:
     hrf_delay_s : float
         Seconds by which the response in the images trails the events.
     gap_s : float
-        Events of one condition closer than this (seconds, end to next onset) are one block.
+        Events of one condition no further apart than this (seconds, end to next onset) are one block.
     metadata : mapping
         BIDS side-car keys, kept verbatim in the store; has to be JSON-able.
 
     Raises
     ------
     SourceError
-        Both `labels` and `events` are given, or an entity or a number is not usable.
+        Both `labels` and `events` are given, an entity or a number is not usable, or an argument is of another type.
     """
 
     bold: str | os.PathLike[str]
@@ -69,20 +69,25 @@ class Run:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.bold, str | os.PathLike):
+            raise SourceError(f"bold= is a {type(self.bold).__name__}: expected the path of a 4-D NIfTI image.")
         for entity in _PREFIXES:
             value = getattr(self, entity)
             if value is not None or entity == "subject":
                 object.__setattr__(self, entity, entity_name(value, entity, self.bold))
         if self.labels is not None and self.events is not None:
             raise SourceError(f"{self.bold} has both labels= and events=: which of them is meant? Give one.")
-        if self.repetition_time is not None and not (math.isfinite(self.repetition_time) and self.repetition_time > 0):
-            raise SourceError(f"repetition_time={self.repetition_time} of {self.bold} is not a time between volumes: expected seconds > 0.")
-        if not math.isfinite(self.hrf_delay_s):
-            raise SourceError(f"hrf_delay_s={self.hrf_delay_s} of {self.bold} is not a number of seconds.")
-        if math.isnan(self.gap_s) or self.gap_s < 0:
-            raise SourceError(f"gap_s={self.gap_s} of {self.bold} is not a gap between events: expected seconds >= 0.")
-        if self.drop_volumes != int(self.drop_volumes):
-            raise SourceError(f"drop_volumes={self.drop_volumes} of {self.bold} is not a whole number of volumes.")
+        if self.events is not None and not isinstance(self.events, str | os.PathLike | pd.DataFrame):
+            raise SourceError(
+                f"events= of {self.bold} is a {type(self.events).__name__}: expected the path of an events.tsv or a DataFrame."
+            )
+        if not isinstance(self.metadata, Mapping):
+            raise SourceError(f"metadata= of {self.bold} is a {type(self.metadata).__name__}: expected a mapping of side-car keys.")
+        if self.repetition_time is not None:
+            as_seconds(self.repetition_time, "repetition_time", self.bold, above=0)
+        as_seconds(self.hrf_delay_s, "hrf_delay_s", self.bold)
+        as_seconds(self.gap_s, "gap_s", self.bold, least=0, finite=False)
+        object.__setattr__(self, "drop_volumes", as_count(self.drop_volumes, "drop_volumes", self.bold, least=None))
 
 
 def entity_name(value: object, entity: str, where: object) -> str:

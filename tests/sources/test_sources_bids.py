@@ -282,7 +282,7 @@ def test_the_same_image_twice(folder):
 
 
 def test_no_folder_and_no_runs(folder, tmp_path):
-    with pytest.raises(SourceError, match=r"There is no folder .*nowhere"):
+    with pytest.raises(SourceError, match=r"nowhere does not exist"):
         dd.find_runs(tmp_path / "nowhere")
     folder.put("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/README")
     with pytest.raises(SourceError, match=r"No functional images in .*expected sub-<label>"):

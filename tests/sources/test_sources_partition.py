@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -139,6 +140,41 @@ def test_a_pair_and_a_single_run_object(image):
     assert file.header.data_path == path
 
 
+# --- what is only odd -------------------------------------------------------------------------------------------------------------
+
+
+def _warned(caplog, runs) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="daskdecode"):
+        resolve(runs)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_runs_of_which_nothing_says_what_happened_are_named(image, caplog):
+    labelled = Run(image("0.nii"), labels=["rest"] * 12, run="a")
+    bare = [Run(image(f"{n}.nii"), run=f"b{n}", session=None) for n in range(1, 8)]
+    assert _warned(caplog, [labelled]) == []
+    assert _warned(caplog, [labelled, bare[0]]) == ["Neither labels nor events for sub-1/run-b1: all volumes are labelled 'rest'."]
+    (line,) = _warned(caplog, bare)
+    assert "sub-1/run-b1, sub-1/run-b2" in line
+    assert "sub-1/run-b5 and 2 more" in line
+    (line,) = _warned(caplog, [Run(image("s.nii"), subject="2", session="x")])
+    assert "sub-2/ses-x/run-1" in line
+
+
+def test_repetition_times_that_differ_within_a_subject_are_named(image, caplog):
+    def run(n, tr, **options):
+        return Run(image(f"{n}.nii", tr=tr), labels=["a"] * 12, **options)
+
+    runs = [run(1, 2.5), run(2, 2.0), run(3, 2.5), run(4, 3.0, subject="2")]
+    (line,) = _warned(caplog, runs)
+    assert line.startswith("Runs of subject '1' differ in repetition time: 2.5 s in sub-1/run-1, but 2 s in sub-1/run-2.")
+    assert [p.repetition_time for p in _partitions(runs)] == [2.5, 2.0, 2.5, 3.0]
+    assert [p.time_s[1] for p in _partitions(runs)] == [2.5, 2.0, 2.5, 3.0]
+    rounded = Run(image("5.nii", tr=0.8), labels=["a"] * 12)
+    assert _warned(caplog, [rounded, run(6, 2.0, metadata={"RepetitionTime": 0.8})]) == [], "a header's float32 is no other time"
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------------------
 
 
@@ -184,11 +220,29 @@ def test_labels_that_do_not_fit(image, options, message):
         ({"hrf_delay_s": float("inf")}, "hrf_delay_s=inf"),
         ({"gap_s": -1}, "gap_s=-1"),
         ({"drop_volumes": 1.5}, "drop_volumes=1.5"),
+        ({"drop_volumes": "x"}, "drop_volumes='x' .*whole number"),
+        ({"drop_volumes": None}, "drop_volumes=None"),
+        ({"drop_volumes": float("nan")}, "drop_volumes=nan"),
+        ({"drop_volumes": float("inf")}, "drop_volumes=inf"),
+        ({"repetition_time": "x"}, "repetition_time='x' .* seconds > 0, as a number"),
+        ({"hrf_delay_s": "x"}, "hrf_delay_s='x'"),
+        ({"hrf_delay_s": None}, "hrf_delay_s=None"),
+        ({"gap_s": "x"}, "gap_s='x'"),
+        ({"events": [("0", "1", "face")]}, "events= of bold.nii is a list"),
+        ({"metadata": "bold.json"}, "metadata= of bold.nii is a str"),
     ],
 )
 def test_runs_that_cannot_be_meant(options, message):
     with pytest.raises(SourceError, match=message):
         Run("bold.nii", **options)
+
+
+def test_numbers_of_any_type(image):
+    run = Run(image(), drop_volumes=np.int64(2), repetition_time=np.float32(2.5), hrf_delay_s=np.int8(4), gap_s=float("inf"))
+    assert _partitions([run])[0].start == 2
+    assert type(Run("bold.nii", drop_volumes=3.0).drop_volumes) is int
+    with pytest.raises(SourceError, match="bold= is a int"):
+        Run(5)
 
 
 def test_unknown_repetition_time(image):
@@ -228,8 +282,9 @@ def test_runs_that_are_one_another(image, tmp_path):
 
 
 def test_the_image_itself(image, tmp_path):
-    with pytest.raises(SourceError, match="does not exist"):
-        resolve([Run(tmp_path / "absent.nii.gz")])
+    for absent in ("absent.nii.gz", "absent"):
+        with pytest.raises(SourceError, match=f"{absent} does not exist"):
+            resolve([Run(tmp_path / absent)])
     nib.save(nib.Nifti1Image(np.zeros(SHAPE), np.eye(4)), tmp_path / "volume.nii")
     with pytest.raises(SourceError, match="3-D"):
         resolve([Run(image("good.nii")), Run(tmp_path / "volume.nii")])
