@@ -30,7 +30,8 @@ def apply_mask(ds: xr.Dataset, mask: Mask) -> xr.Dataset:
         A subject dataset.
     mask : str, path, image or array of bool
         The name of a mask that ``ds`` carries (``"vt"`` for ``mask_vt``); a NIfTI image or the path of one, on the same voxel grid and
-        with one value besides 0; or one boolean a voxel of ``ds``, shape (n_voxels,).
+        with one value besides 0; or one boolean a voxel of ``ds``, shape (n_voxels,). A DataArray with a ``voxel`` coordinate is
+        matched by it, whatever its order; other arrays are in the order of ``ds``.
 
     Returns
     -------
@@ -42,8 +43,8 @@ def apply_mask(ds: xr.Dataset, mask: Mask) -> xr.Dataset:
     GridMismatchError
         If an image lies on another grid; the message has the resampling that would mend it.
     SelectionError
-        If the name is unknown (the nearest are offered); the mask keeps no voxel, is not boolean, or has the wrong length; a file is
-        missing or unreadable; or an image has several values besides 0 (an atlas, a probability map).
+        If the name is unknown (the nearest are offered); the mask keeps no voxel, is not boolean, has the wrong length or other voxels
+        than ``ds``; a file is missing or unreadable; or an image has several values besides 0 (an atlas, a probability map).
     CorruptFileError
         If a file ends early or is damaged.
 
@@ -64,7 +65,8 @@ def to_nifti(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset) -> nib.Nifti1
     Parameters
     ----------
     values : array-like, shape (n_voxels,) or (n_volumes, n_voxels)
-        One value, or one time series, a voxel of ``ds``, in its order. A lazy array is computed.
+        One value, or one time series, a voxel of ``ds``. A DataArray with a ``voxel`` coordinate is matched by it, whatever its
+        order; other arrays are in the order of ``ds``. A lazy array is computed.
     ds : Dataset
         The data that the values belong to: their ``voxel`` coordinate, ``shape`` and ``affine``.
 
@@ -76,7 +78,8 @@ def to_nifti(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset) -> nib.Nifti1
     Raises
     ------
     SelectionError
-        If the last axis of ``values`` is not the voxels of ``ds``, or there are more than two axes.
+        If the last axis of ``values`` is not the voxels of ``ds``, its ``voxel`` coordinate names others, or there are more than two
+        axes.
     """
     if isinstance(values, xr.DataArray) and schema.VOXEL in values.dims:
         values = values.transpose(..., schema.VOXEL)
@@ -84,6 +87,7 @@ def to_nifti(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset) -> nib.Nifti1
     n_voxels = ds.sizes[schema.VOXEL]
     if flat.ndim not in (1, 2) or flat.shape[-1] != n_voxels:
         raise SelectionError(f"Values of shape {flat.shape} do not fit the data: expected ({n_voxels},) or (n_volumes, {n_voxels}).")
+    flat = flat[..., _order_of(values, ds, "The values")]
     shape = _shape(ds)
     volume = np.zeros((int(np.prod(shape)), *flat.shape[:-1]), dtype=flat.dtype)
     volume[ds[schema.VOXEL].values] = flat.T
@@ -142,7 +146,26 @@ def _from_array(ds: xr.Dataset, mask: npt.ArrayLike | xr.DataArray) -> np.ndarra
         raise SelectionError(f"A mask array holds booleans, but this one is {keep.dtype}: compare it with something, such as (values > 0).")
     if keep.shape != (n_voxels,):
         raise SelectionError(f"A mask array has one boolean a voxel: expected shape ({n_voxels},), found {keep.shape}.")
-    return keep
+    return np.asarray(keep[_order_of(mask, ds, "The mask")])
+
+
+def _order_of(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset, what: str) -> np.ndarray | slice:
+    """Where the voxels of ``ds`` stand in values of as many voxels: by their ``voxel`` coordinate, or one after another."""
+    if not isinstance(values, xr.DataArray) or schema.VOXEL not in values.coords or schema.VOXEL not in values.dims:
+        return slice(None)
+    theirs, ours = values[schema.VOXEL].values, ds[schema.VOXEL].values
+    if np.array_equal(theirs, ours):
+        return slice(None)
+    sorted_theirs, place = np.argsort(theirs, kind="stable"), np.empty(len(ours), np.intp)
+    sorted_ours = np.argsort(ours, kind="stable")
+    if not np.array_equal(theirs[sorted_theirs], ours[sorted_ours]):
+        n_other = int((~np.isin(theirs, ours)).sum())
+        raise SelectionError(
+            f"{what} and the data are not of the same voxels: {n_other} of {len(theirs)} are not among the data's (by their voxel "
+            "coordinates). Take both from one dataset, or pass an array without coordinates, in the data's order."
+        )
+    place[sorted_ours] = sorted_theirs
+    return place
 
 
 def _from_image(ds: xr.Dataset, image: Any, name: str) -> tuple[np.ndarray, str]:

@@ -138,7 +138,9 @@ def regress_out(ds: xr.Dataset, confounds: npt.ArrayLike | pd.DataFrame) -> xr.D
     ds : Dataset
         A subject dataset with ``bold`` (time, voxel).
     confounds : DataFrame or array-like, shape (n_volumes, n_confounds) or (n_volumes,)
-        One row a volume of ``ds``, in its order (the index of a DataFrame is ignored). Constant or redundant columns do no harm.
+        One row a volume of ``ds``, matched by position: the index of a DataFrame and the coordinates of a DataArray (``time`` begins
+        anew in every run, so it names no volume) are ignored. Bring the rows into the order of ``ds`` first. Constant or redundant
+        columns do no harm.
 
     Returns
     -------

@@ -59,6 +59,34 @@ def test_the_same_voxels_whatever_their_order(subject, seed):
     )
 
 
+@given(seed=st.integers(0, 10**6), n_voxels=st.integers(1, 40), lazy=st.booleans())
+@fixtures_are_pure
+def test_voxel_coordinates_count_not_positions(subject, seed, n_voxels, lazy):
+    ds = subject((4, 5), shape=(3, 5, 4), n_voxels=n_voxels, seed=seed)
+    order = np.random.default_rng(seed).permutation(n_voxels)
+    for values in (ds.bold, ds.bold.isel(time=2), ds.bold.T):
+        moved = values.isel(voxel=order) if lazy else values.compute().isel(voxel=order)
+        for other in (moved, moved.sortby("voxel")):
+            np.testing.assert_array_equal(dd.to_nifti(other, ds).dataobj, dd.to_nifti(values, ds).dataobj)
+    keep = ds.mask_vt.copy(data=np.arange(n_voxels) % 2 == 0)
+    expected = ds.voxel.values[keep.values]
+    for other in (keep, keep.isel(voxel=order), keep.sortby("voxel")):
+        np.testing.assert_array_equal(dd.apply_mask(ds, other).voxel.values, expected)
+        moved = ds.isel(voxel=order)
+        assert set(dd.apply_mask(moved, other).voxel.values) == set(expected)
+
+
+def test_other_voxels_are_refused_even_if_as_many(subject):
+    ds = subject()
+    first, last = ds.isel(voxel=slice(0, 30)), ds.isel(voxel=slice(1, 31))
+    with pytest.raises(SelectionError, match=r"The values and the data are not of the same voxels: 1 of 30"):
+        dd.to_nifti(first.bold[0], last)
+    with pytest.raises(SelectionError, match=r"The mask and the data are not of the same voxels: 1 of 30"):
+        dd.apply_mask(last, first.mask_vt)
+    for positional in (first.bold[0].values, first.bold[0].drop_vars("voxel")):
+        np.testing.assert_array_equal(dd.to_nifti(positional, last).dataobj, dd.to_nifti(first.bold[0].values, last).dataobj)
+
+
 def test_nilearn_reads_back_what_to_nifti_writes(subject):
     ds = subject().sortby("voxel")
     everything = dd.to_nifti(np.ones(ds.sizes["voxel"], bool), ds)
