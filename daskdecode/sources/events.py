@@ -131,9 +131,9 @@ def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     table = events if isinstance(events, pd.DataFrame) else read_table(events, "events")
     table = table.rename(columns={column_of(table, [name], where, required=True): name for name in ("onset", "duration", "trial_type")})
     conditions = table["trial_type"]
-    onsets = pd.to_numeric(table["onset"], errors="coerce").to_numpy(dtype=np.float64)
-    missing = is_missing(table["duration"]) | is_not_applicable(table["duration"])
-    durations = pd.to_numeric(table["duration"].mask(missing, "0"), errors="coerce").to_numpy(dtype=np.float64)
+    onsets = _numbers(table["onset"])
+    without_duration = is_missing(table["duration"]) | is_not_applicable(table["duration"])
+    durations = np.where(without_duration, 0.0, _numbers(table["duration"]))
     named = ~(is_missing(conditions) | is_not_applicable(conditions))
     for name, values, wrong in (
         ("onset", onsets, ~np.isfinite(onsets)),
@@ -147,6 +147,11 @@ def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
             )
     columns = {"onset": onsets[named], "end": (onsets + durations)[named], "condition": as_texts(conditions)[named]}
     return pd.DataFrame(columns).sort_values("onset", kind="stable", ignore_index=True)
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """Numbers of a column of any dtype, NaN where there is none."""
+    return pd.to_numeric(pd.Series(as_texts(column), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
 
 
 def _blocks(events: pd.DataFrame, gap_s: float) -> Iterator[_Block]:

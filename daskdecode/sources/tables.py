@@ -52,7 +52,7 @@ def read_table(path: str | os.PathLike[str], what: str) -> pd.DataFrame:
         (_, names), *rows = _split(lines, separator)
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} is not a table of {what}: {error}. Expected a header line and one row a line, as text.") from error
-    names = names if names[-1] else names[:-1]  # a trailing separator
+    names = names if names[-1] or len(names) == 1 else names[:-1]  # a trailing separator
     _check_names(names, path)
     fitting = (_fit(fields, names, separator, f"{path}, line {number},") for number, fields in rows)
     return pd.DataFrame([fields for fields in fitting if fields], columns=names, dtype=object)

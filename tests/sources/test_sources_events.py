@@ -98,6 +98,16 @@ def test_rows_without_a_trial_type_or_duration():
     assert "".join(np.where(labels == "rest", ".", labels)) == "..a.bb...."
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "float64", "object", "string"])
+def test_missing_durations_of_any_type_are_none(dtype):
+    durations = pd.Series([None, 4] if dtype != "string" else [None, "4"], dtype=dtype)
+    table = pd.DataFrame({"onset": pd.array([4, 8], dtype="Int64"), "duration": durations, "trial_type": pd.Categorical(["a", "b"])})
+    assert list(events_to_labels(table, 6, 2.0, hrf_delay_s=0)) == ["rest", "rest", "a", "rest", "b", "b"]
+    table["onset"] = pd.array([4, pd.NA], dtype="Int64")
+    with pytest.raises(SourceError, match="has onset '<NA>' in row 1"):
+        events_to_labels(table, 6, 2.0)
+
+
 def test_no_events_is_rest_and_rest_may_be_called_otherwise():
     assert (events_to_labels(_events(), 5, 2.0) == "rest").all()
     assert list(events_to_labels(_events((0, 2, "a")), 2, 2.0, hrf_delay_s=0, rest="baseline")) == ["a", "baseline"]
