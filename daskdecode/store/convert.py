@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dask
-import locket
-import numpy as np
 from dask.delayed import delayed
 from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
-from daskdecode._version import __version__
-from daskdecode.errors import DaskDecodeError, SourceError, StoreError
+from daskdecode.errors import DaskDecodeError, StoreError
 from daskdecode.progress import watch
-from daskdecode.schema import FORMAT_VERSION, MASK_PREFIX, VOXEL
 from daskdecode.sources.partition import resolve
-from daskdecode.sources.run import Run
 from daskdecode.store import layout
-from daskdecode.store.layout import StoreLike, address, as_store, local_path
-from daskdecode.store.masks import find_brain, mean_of_first, select_voxels, with_masks
-from daskdecode.store.plan import Plan, SubjectPlan, difference, fingerprints, make_plan
+from daskdecode.store.claim import alone, claim
+from daskdecode.store.layout import StoreLike, address, as_store, local_path, reason
+from daskdecode.store.plan import Plan, fingerprints, make_plan
 from daskdecode.store.progress import forget, volumes_read
+from daskdecode.store.replace import forget_other, place_beside, recover, take_place
+from daskdecode.store.request import check_rois, requested_runs
 from daskdecode.store.write import WriteFile, is_written
 
 logger = logging.getLogger("daskdecode")
@@ -65,9 +62,10 @@ def convert(
     rois : mapping of str to path-like or NIfTI image, optional
         Regions of interest, kept as ``mask_<name>``.
     overwrite : bool
-        Replace the study store that is there. A folder that is not a study store is never touched.
+        Replace the study store that is there. A folder that is not a study store is never touched. See the notes.
     resume : bool
-        Go on where a conversion of the same sources was interrupted; if it had ended, do nothing.
+        Go on where a conversion of the same sources was interrupted; if it had ended, do nothing but write runs that have gone since.
+        Sources that were changed (mended) since the interruption are converted again.
     progress : bool
         Show a bar, if the work takes more than two seconds and stderr is a terminal.
     subjects, sessions, task, space, desc
@@ -95,194 +93,47 @@ def convert(
     One task a file, on the active Dask scheduler. Each file is read once. Memory of a task: three blocks of 8 MiB and one run of all
     kept voxels, of which at most 96 MiB at a time, whatever the length of the file. A run becomes part of the store in one write of
     its metadata once all its values are there.
+
+    A local store is overwritten by writing the new one beside it, as ``.<name>.new``, and renaming it once it is whole: until then
+    the old store stays as it was, and the same call goes on with the new one. There has to be room for both. At a URL, and in a Zarr
+    store that is not a plain ``LocalStore``, nothing can be renamed at once: there the old store is deleted first.
     """
-    runs = _runs(source, labels, repetition_time, hrf_delay_s, subjects=subjects, sessions=sessions, task=task, space=space, desc=desc)
+    target = as_store(store)
+    check_rois(rois)
+    which = {"subjects": subjects, "sessions": sessions, "task": task, "space": space, "desc": desc}
+    runs = requested_runs(source, labels, repetition_time, hrf_delay_s, **which)
     plan = make_plan(resolve(runs), mask, rois)
-    with _alone(store):
-        target = as_store(store)
+    with alone(store):
         try:
-            if _claim(target, plan, overwrite=overwrite, resume=resume, progress=progress):
-                expected = fingerprints(plan.content)
-                _write(target, plan, expected, progress=progress)
-                _finalise(target, plan, expected)
+            recover(store)
+            beside = place_beside(store) if overwrite else None
+            if beside is None:
+                _convert(target, plan, overwrite=overwrite, resume=resume, progress=progress)
+            else:
+                forget_other(beside, plan, resume=resume)
+                _convert(LocalStore(beside), plan, overwrite=False, resume=True, progress=progress)
+                take_place(store)
         except DaskDecodeError:
             raise
         except OSError as error:
             raise StoreError(
-                f"Writing {address(target)} failed: {error}. What was converted so far is kept: free space or mend the connection, "
-                "and the same call goes on from there."
+                f"Writing {address(target)} failed: {reason(error)}. What was converted so far is kept: free space or mend the "
+                "connection, and the same call goes on from there."
             ) from error
     return _returned(store)
+
+
+def _convert(target: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> None:
+    if claim(target, plan, overwrite=overwrite, resume=resume, progress=progress):
+        expected = fingerprints(plan.content)
+        _write(target, plan, expected, progress=progress)
+        _finalise(target, plan, expected)
 
 
 def _returned(store: StoreLike) -> Path | str | Store:
     if isinstance(store, Store):
         return store
     return os.fspath(store) if local_path(store) is None else Path(os.fspath(store))
-
-
-# --- what to convert --------------------------------------------------------------------------------------------------------------
-
-
-def _runs(source: Any, labels: Any, repetition_time: float | None, hrf_delay_s: float | None, **which: Any) -> list[Run]:
-    """The runs that a source names; options that mean nothing for this kind of source are errors, not ignored."""
-    options = {"repetition_time": repetition_time, "hrf_delay_s": hrf_delay_s}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    asked = [name for name, value in which.items() if value is not None]
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir():
-            if labels is not None:
-                raise SourceError(
-                    f"{path} is a folder, so labels= cannot say which image it is for: pass dd.Run(image, labels=...) for each."
-                )
-            from daskdecode.sources.bids import find_runs  # slow to import, and needed only here
-
-            return list(find_runs(path, **which, **given))
-        _refuse(asked, f"{path} is one image")
-        return [Run(path, labels=labels, **given)]
-    runs = [source] if isinstance(source, Run) else list(source)
-    wrong = next((run for run in runs if not isinstance(run, Run)), None)
-    if wrong is not None:
-        raise SourceError(f"Expected a BIDS folder, one 4-D image, or a list of dd.Run, but found {type(wrong).__name__} in the list.")
-    _refuse([*asked, *given, *(["labels"] if labels is not None else [])], "source is a list of runs, which say it themselves")
-    return runs
-
-
-def _refuse(options: Sequence[str], why: str) -> None:
-    if options:
-        raise SourceError(f"{', '.join(f'{name}=' for name in options)} cannot be used here: {why}.")
-
-
-# --- whose store it is ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _alone(store: StoreLike) -> Iterator[None]:
-    """Keep other conversions from a local store. A killed process frees the lock; elsewhere, equal conversions write equal values."""
-    path = local_path(store)
-    if path is None:
-        yield
-        return
-    if path.is_file():
-        raise StoreError(f"{path} is a file; a store is a folder. Choose another name.")
-    _refuse_inside_a_store(path)
-    made = [folder for folder in path.parents if not folder.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mark = path.with_name(f".{path.name}.lock")
-        lock = locket.lock_file(str(mark), timeout=0)
-        lock.acquire()
-    except locket.LockError as error:
-        raise StoreError(f"{path} is being written by another conversion. Wait until it has ended.") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be made: {error}.") from error
-    try:
-        yield
-    finally:
-        mark.unlink(missing_ok=True)
-        lock.release()
-        for folder in made:  # an error before anything was written leaves nothing behind
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def _refuse_inside_a_store(path: Path) -> None:
-    for parent in path.parents:
-        if (parent / "zarr.json").exists():
-            raise StoreError(f"{path} lies inside a Zarr store, {parent}. A study store has a folder of its own.")
-
-
-def _claim(store: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> bool:
-    """Write the plan into the root, if the store may be written; False where it is complete already."""
-    empty = layout.is_empty(store)
-    found = None if empty else layout.read_attributes(store)
-    if not empty and (found is None or "plan" not in found or "format_version" not in found):
-        raise StoreError(
-            f"{address(store)} exists and is not a daskdecode study store, so it is left alone, with overwrite=True too. "
-            "Choose another name, or delete it yourself."
-        )
-    if found is not None and not overwrite:
-        layout.require_readable(store)
-        _require_same(store, found, plan, resume=resume)
-        if found["complete"]:
-            logger.info("%s is complete already.", address(store))
-            return False
-    voxels = _voxels(store, plan, fresh=found is None or overwrite or found.get("clear_first", False), progress=progress)
-    root = {"format_version": FORMAT_VERSION, "complete": False, "daskdecode_version": __version__, "plan": plan.content}
-    if found is not None and (overwrite or found.get("clear_first", False)):
-        # In two steps, so that a conversion killed between them does not take runs of the old store for its own.
-        layout.write_group(store, "", {**root, "clear_first": True})
-        for name in layout.children(store):
-            if name.startswith("sub-"):
-                layout.delete_node(store, name)
-    layout.write_group(store, "", root)
-    for subject in plan.subjects:
-        if subject.node in voxels:
-            _write_subject(store, subject, voxels[subject.node])
-    return True
-
-
-def _require_same(store: Store, found: Mapping[str, Any], plan: Plan, *, resume: bool) -> None:
-    differs = difference(found["plan"], plan.content)
-    state = "is complete" if found["complete"] else "was not finished"
-    if differs is not None:
-        raise StoreError(
-            f"{address(store)} holds another conversion, which {state}: {differs}. "
-            "Pass overwrite=True to replace it, or choose another name."
-        )
-    if not resume:
-        raise StoreError(f"{address(store)} exists and {state}. Pass resume=True to go on with it, or overwrite=True to begin again.")
-
-
-# --- subjects ---------------------------------------------------------------------------------------------------------------------
-
-
-def _voxels(store: Store, plan: Plan, *, fresh: bool, progress: bool) -> dict[str, np.ndarray]:
-    """Voxels to keep, in the order on disk, of every subject whose group is not there yet: found before anything is written."""
-    entries = {entry["node"]: layout.digest(entry) for entry in plan.content["subjects"]}
-    pending = [s for s in plan.subjects if fresh or not is_written(store, s.node, entries[s.node])]
-    automatic = [s for s in pending if isinstance(s.mask, str) and s.mask == "auto"]
-    tasks = [
-        delayed(find_brain, pure=False)([delayed(mean_of_first, pure=False)(f.header) for f in s.files], s.header.affine, s.subject)
-        for s in automatic
-    ]
-    with watch("Finding the brain", lambda: (0, None), progress=progress):
-        brains = dict(zip([s.node for s in automatic], dask.compute(*tasks), strict=True))
-    voxels = {}
-    for subject in pending:
-        inside = np.ones(subject.header.shape, bool) if isinstance(subject.mask, str) else subject.mask
-        flat = np.flatnonzero(brains.get(subject.node, inside))
-        voxels[subject.node] = layout.morton_order(flat, subject.header.shape)
-        for name, region in subject.rois.items():
-            select_voxels(region, flat, name)
-    return voxels
-
-
-def _write_subject(store: Store, subject: SubjectPlan, voxel: np.ndarray) -> None:
-    """Write a subject's voxels and masks; its attributes, last, say that they are there. Deletes what was below."""
-    header, node = subject.header, subject.node
-    layout.delete_node(store, node)
-    layout.write_group(store, node, {})
-    layout.write_vector(store, f"{node}/{VOXEL}", voxel, VOXEL, {"long_name": "flat C-order index into the grid"})
-    for name, index in zip("ijk", np.unravel_index(voxel, header.shape), strict=True):
-        layout.write_vector(store, f"{node}/{name}", index.astype(np.int32), VOXEL)
-    for name, region in subject.rois.items():
-        layout.write_vector(store, f"{node}/{MASK_PREFIX}{name}", select_voxels(region, voxel, name), VOXEL)
-    dtypes = [file.header.dtype.itemsize for file in subject.files for _ in file.partitions]
-    lengths = [p.stop - p.start for file in subject.files for p in file.partitions]
-    longest = max(layout.time_chunk(n, len(voxel), size) for n, size in zip(lengths, dtypes, strict=True))
-    attributes = {
-        "fingerprint": layout.digest(subject.to_json()),
-        "subject": subject.subject,
-        "affine": header.affine.tolist(),
-        "shape": list(header.shape),
-        "qform_code": header.qform_code,
-        "sform_code": header.sform_code,
-        "repetition_time": subject.files[0].partitions[0].repetition_time,
-        "voxels_per_chunk": layout.voxel_chunk(longest, len(voxel), max(dtypes)),
-    }
-    layout.write_group(store, node, with_masks(attributes, list(subject.rois)))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.abc.store import Store
 
+from daskdecode.errors import StoreError
 from daskdecode.schema import BOLD, LABEL, MASK_PREFIX, VOXEL
 from daskdecode.store.layout import StoreLike, address, as_store, read_attributes, require_readable, stored_nbytes
-from daskdecode.store.open import missing_runs
+from daskdecode.store.open import REPAIR, missing_runs, require_all
+from daskdecode.store.read import open_array, read_stored, read_vector
 
 
 def describe(store: StoreLike) -> dict[str, Any]:
@@ -25,15 +26,16 @@ def describe(store: StoreLike) -> dict[str, Any]:
     -------
     dict
         JSON-able: ``store``, ``format_version``, ``daskdecode_version``, ``complete``, ``missing`` (groups of runs that are not there
-        yet), ``nbytes`` (on disk) and ``subjects``: for each ``subject``, ``sessions``, ``shape``, ``affine``, ``repetition_time``,
-        ``n_voxels``, ``n_volumes``, ``masks`` (voxels of each), ``labels`` (volumes of each) and ``runs``: for each ``run``,
-        ``session``, ``task``, ``n_volumes``, ``repetition_time``, ``dtype``, ``slope``, ``intercept``, ``labels``, ``nbytes``,
-        ``n_nonfinite_voxels``, ``n_constant_voxels``, ``source``. Runs that are missing are left out.
+        yet), ``nbytes`` (on disk) and ``subjects``: for each ``subject``, ``sessions``, ``shape``, ``affine``, ``repetition_time`` (of
+        its first run), ``n_voxels``, ``n_volumes``, ``masks`` (voxels of each that are kept), ``mask_sizes`` (voxels of each, kept or
+        not), ``labels`` (volumes of each) and ``runs``: for each ``run``, ``session``, ``task``, ``n_volumes``, ``repetition_time``,
+        ``dtype``, ``slope``, ``intercept``, ``labels``, ``nbytes``, ``n_nonfinite_voxels``, ``n_constant_voxels``, ``source``. Runs that
+        are missing are left out.
 
     Raises
     ------
     StoreError
-        There is no study store of this format.
+        There is no study store of this format, or it is damaged.
 
     Notes
     -----
@@ -41,8 +43,12 @@ def describe(store: StoreLike) -> dict[str, Any]:
     """
     opened = as_store(store, read_only=True)
     root = require_readable(opened)
-    missing = [] if root["complete"] else missing_runs(opened, root)
-    subjects = [_subject(opened, entry, root["plan"]["runs"], set(missing)) for entry in root["plan"]["subjects"]]
+    missing = missing_runs(opened, root)
+    if root["complete"]:
+        require_all(opened, missing)
+    subjects = [
+        _subject(opened, entry, root["plan"]["runs"], set(missing), complete=root["complete"]) for entry in root["plan"]["subjects"]
+    ]
     return {
         "store": address(opened),
         "format_version": root["format_version"],
@@ -54,14 +60,17 @@ def describe(store: StoreLike) -> dict[str, Any]:
     }
 
 
-def _subject(store: Store, entry: Mapping[str, Any], runs: list[dict[str, Any]], missing: set[str]) -> dict[str, Any] | None:
+def _subject(
+    store: Store, entry: Mapping[str, Any], runs: list[dict[str, Any]], missing: set[str], *, complete: bool
+) -> dict[str, Any] | None:
     node = entry["node"]
     attributes = read_attributes(store, node) or {}
-    if "masks" not in attributes:  # a conversion killed before it wrote the subject
-        return None
-    masks = {
-        name: int(np.asarray(zarr.open_array(store, path=f"{node}/{MASK_PREFIX}{name}", mode="r")[:]).sum()) for name in attributes["masks"]
-    }
+    if "masks" not in attributes:
+        if complete:
+            raise StoreError(f"{address(store)} lacks the group of subject {entry['subject']!r}, {node}. {REPAIR}")
+        return None  # a conversion killed before it wrote the subject
+    masks = {name: int(read_vector(store, f"{node}/{MASK_PREFIX}{name}").sum()) for name in attributes["masks"]}
+    whole = {name: found["n_voxels"] for name, found in attributes.get("mask_details", {}).items()}
     described = [_run(store, run) for run in runs if run["subject"] == entry["subject"] and run["node"] not in missing]
     labels: dict[str, int] = {}
     for run in described:
@@ -73,9 +82,10 @@ def _subject(store: Store, entry: Mapping[str, Any], runs: list[dict[str, Any]],
         "shape": attributes["shape"],
         "affine": attributes["affine"],
         "repetition_time": attributes["repetition_time"],
-        "n_voxels": int(zarr.open_array(store, path=f"{node}/{VOXEL}", mode="r").shape[0]),
+        "n_voxels": int(open_array(store, f"{node}/{VOXEL}").shape[0]),
         "n_volumes": sum(run["n_volumes"] for run in described),
         "masks": masks,
+        "mask_sizes": masks | whole,
         "labels": dict(sorted(labels.items())),
         "runs": described,
     }
@@ -84,10 +94,9 @@ def _subject(store: Store, entry: Mapping[str, Any], runs: list[dict[str, Any]],
 def _run(store: Store, run: Mapping[str, Any]) -> dict[str, Any]:
     node = run["node"]
     attributes = read_attributes(store, node) or {}
-    bold = zarr.open_array(store, path=f"{node}/{BOLD}", mode="r")
-    label = zarr.open_array(store, path=f"{node}/{LABEL}", mode="r")
+    bold, label = open_array(store, f"{node}/{BOLD}"), open_array(store, f"{node}/{LABEL}")
     names: Any = label.attrs["labels"]
-    counts = np.bincount(np.asarray(label[:]), minlength=len(names))
+    counts = np.bincount(read_stored(label, slice(None), f"{node}/{LABEL}", address(store)), minlength=len(names))
     return {
         "run": run["run"],
         "session": run["session"],

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 
 from daskdecode.errors import StoreError
-from daskdecode.schema import BOLD, TIME, VOXEL
+from daskdecode.schema import BOLD, TIME, VOXEL, run_ids
 from daskdecode.sources.nifti import voxel_file_order, write_nifti
 from daskdecode.store.layout import StoreLike, address, as_store, read_attributes
-from daskdecode.store.open import Whole, read_stored, require_complete
+from daskdecode.store.open import require_complete
+from daskdecode.store.read import open_array, read_stored, read_vector
 from daskdecode.store.write import SOURCE_HEADER
 
 _BLOCK_NBYTES: Final = 16 * 2**20
@@ -46,7 +47,8 @@ def export(ds_or_store: xr.Dataset | StoreLike, path: str | os.PathLike[str]) ->
     Raises
     ------
     StoreError
-        The store is incomplete or damaged, has several source files but `path` names one, or would replace one of its own sources.
+        The store is incomplete or damaged, has several source files but `path` names one, or would replace one of its own sources; the
+        runs of the dataset differ in repetition time. No empty folder is left then.
 
     Notes
     -----
@@ -54,7 +56,8 @@ def export(ds_or_store: xr.Dataset | StoreLike, path: str | os.PathLike[str]) ->
     """
     path = Path(path)
     if isinstance(ds_or_store, xr.Dataset):
-        return [_export_dataset(ds_or_store, path)]
+        with _folders([path.parent]):
+            return [_export_dataset(ds_or_store, path)]
     store = as_store(ds_or_store, read_only=True)
     plan = require_complete(store)["plan"]
     runs_of: dict[int, list[dict[str, Any]]] = {}
@@ -65,10 +68,24 @@ def export(ds_or_store: xr.Dataset | StoreLike, path: str | os.PathLike[str]) ->
     for target in targets.values():
         if os.path.realpath(target) in sources:
             raise StoreError(f"{target} is a source of {address(store)}: exporting there would replace it. Choose another path.")
-    for n, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _export_source(store, runs_of[n], target)
+    with _folders([target.parent for target in targets.values()]):
+        for n, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _export_source(store, runs_of[n], target)
     return list(targets.values())
+
+
+@contextlib.contextmanager
+def _folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Remove those of these folders, and of their parents, that an error leaves empty and that were not there before."""
+    absent = {folder for path in folders for folder in (path, *path.parents) if not folder.exists()}
+    try:
+        yield
+    except BaseException:
+        for folder in sorted(absent, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _is_image_name(path: Path) -> bool:
@@ -92,7 +109,7 @@ def _targets(path: Path, sources: Mapping[int, tuple[str, list[dict[str, Any]]]]
 
 def _export_source(store: Store, runs: list[dict[str, Any]], target: Path) -> None:
     runs = sorted(runs, key=lambda run: int(run["start"]))
-    header = np.asarray(zarr.open_array(Whole(store), path=f"{runs[0]['node']}/{SOURCE_HEADER}", mode="r")[:]).tobytes()
+    header = read_vector(store, f"{runs[0]['node']}/{SOURCE_HEADER}").tobytes()
     n_volumes = sum(run["stop"] - run["start"] for run in runs)
     attributes = read_attributes(store, runs[0]["node"]) or {}
     if n_volumes != attributes["source"]["n_volumes"]:
@@ -112,9 +129,8 @@ def _volumes(store: Store, run: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """Stored values of a run as volumes in file order, block by block."""
     subject_node = run["node"].split("/")[0]
     subject, attributes = read_attributes(store, subject_node) or {}, read_attributes(store, run["node"]) or {}
-    whole = Whole(store)
-    bold: Any = zarr.open_array(whole, path=f"{run['node']}/{BOLD}", mode="r")
-    voxel = np.asarray(zarr.open_array(whole, path=f"{subject_node}/{VOXEL}", mode="r")[:])
+    bold = open_array(store, f"{run['node']}/{BOLD}")
+    voxel = read_vector(store, f"{subject_node}/{VOXEL}")
     outside = _stored_zero(bold.dtype, attributes["slope"], attributes["intercept"])
     for start in range(0, bold.shape[0], bold.chunks[0]):
         stored = read_stored(bold, slice(start, start + bold.chunks[0]), run["node"], address(store))
@@ -145,6 +161,7 @@ def _export_dataset(ds: xr.Dataset, path: Path) -> Path:
     if not _is_image_name(path):
         raise StoreError(f"A dataset is written into one image, but {path} is not named as one: expected .nii or .nii.gz.")
     bold = ds[BOLD].transpose(TIME, VOXEL)
+    repetition_time = _repetition_time(ds, path)
     shape = [*ds.attrs["shape"], bold.sizes[TIME]]
     kind: Any = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
@@ -153,7 +170,7 @@ def _export_dataset(ds: xr.Dataset, path: Path) -> Path:
     affine = np.array(ds.attrs["affine"])
     header.set_qform(affine, code=ds.attrs.get("qform_code", 0), strip_shears=True)
     header.set_sform(affine, code=ds.attrs.get("sform_code", 0) or 2)
-    header.set_zooms([*nib.affines.voxel_sizes(affine), ds.attrs["repetition_time"]])
+    header.set_zooms([*nib.affines.voxel_sizes(affine), repetition_time])
     header.set_xyzt_units("mm", "sec")
     header["vox_offset"] = header.sizeof_hdr + 4
     header["scl_slope"], header["scl_inter"] = 1, 0
@@ -165,3 +182,18 @@ def _export_dataset(ds: xr.Dataset, path: Path) -> Path:
     return write_nifti(
         path, header.binaryblock + bytes(4), (block for part in parts for block in _spread(part, voxel, shape[:3], bold.dtype.type(0)))
     )
+
+
+def _repetition_time(ds: xr.Dataset, path: Path) -> float:
+    """The one repetition time of the dataset's volumes, which is all that the header of one image can say."""
+    each = ds.attrs.get("repetition_times")
+    if each is None:
+        return float(ds.attrs["repetition_time"])
+    times = {run: float(each[run]) for run in dict.fromkeys(run_ids(ds).tolist())}
+    if len(set(times.values())) > 1:
+        said = ", ".join(f"run {run}: {time:g} s" for run, time in times.items())
+        raise StoreError(
+            f"{path} cannot be written as one image, because its runs differ in repetition time ({said}): export runs of one "
+            "repetition time, ds.isel(time=ds.run == ...), or the store, which gives every source file back."
+        )
+    return next(iter(times.values()))

@@ -12,12 +12,13 @@ fingerprint from the plan. A run without them, or with those of another plan, do
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,7 @@ from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from daskdecode.errors import FormatVersionError, StoreError
+from daskdecode.errors import DaskDecodeError, FormatVersionError, StoreError
 from daskdecode.schema import FORMAT_VERSION, VOXEL
 
 SEGMENT_NBYTES: Final = 96 * 2**20
@@ -52,9 +53,15 @@ def as_store(store: StoreLike, *, read_only: bool = False) -> Store:
     if isinstance(store, Store):
         return store
     path = local_path(store)
-    if path is None:
+    if path is not None:
+        return LocalStore(path, read_only=read_only)
+    try:
         return FsspecStore.from_url(os.fspath(store), read_only=read_only)
-    return LocalStore(path, read_only=read_only)
+    except Exception as error:  # each kind of storage has errors of its own, and may not be installed
+        raise StoreError(
+            f"{os.fspath(store)} cannot be opened: {reason(error)}. Expected a local folder or a URL that fsspec knows, such as "
+            "s3://bucket/study.zarr."
+        ) from error
 
 
 def local_path(store: StoreLike) -> Path | None:
@@ -65,6 +72,8 @@ def local_path(store: StoreLike) -> Path | None:
         return store.root.absolute()
     if isinstance(store, Store):
         return None
+    if not isinstance(store, str | os.PathLike):
+        raise StoreError(f"A store is the path of a folder, a URL or a Zarr store, but found {store!r}.")
     location = os.fspath(store)
     if location.startswith("file://"):
         return Path(location.removeprefix("file://"))
@@ -72,13 +81,40 @@ def local_path(store: StoreLike) -> Path | None:
 
 
 def address(store: Store) -> str:
-    """A store's location for messages, provenance and tokens."""
+    """A store's location for messages, provenance and tokens: one, however its path is spelled."""
     if isinstance(store, WrapperStore):
         return address(store._store)
     if isinstance(store, FsspecStore):
         return str(store.fs.unstrip_protocol(store.path))
     path = local_path(store)
-    return str(store) if path is None else str(path)
+    return str(store) if path is None else os.path.realpath(path)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, to stand within a sentence; its kind where it says nothing."""
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+@contextlib.contextmanager
+def reached(store: Store) -> Iterator[None]:
+    """Make whatever goes wrong with a request to a distant store a :class:`~daskdecode.errors.StoreError`.
+
+    Raises
+    ------
+    StoreError
+        No credentials, no such bucket, no network, ...
+    """
+    try:
+        yield
+    except DaskDecodeError:
+        raise
+    except Exception as error:
+        if local_path(store) is not None:
+            raise
+        # Every kind of storage has errors of its own (botocore's are no OSErrors), known only to packages that may not be there.
+        raise StoreError(
+            f"{address(store)} cannot be reached: {reason(error)}. Check the address, the credentials and the network."
+        ) from error
 
 
 def subject_node(subject: str) -> str:
@@ -100,13 +136,16 @@ def run_node(subject: str, session: str | None, run: str) -> str:
 def read_attributes(store: Store, path: str = "") -> dict[str, Any] | None:
     """Attributes of a group, None where there is no group. One small read, whatever consolidated metadata say."""
     key = f"{path}/zarr.json".lstrip("/")
-    found = sync(store.get(key, default_buffer_prototype()))
+    with reached(store):
+        found = sync(store.get(key, default_buffer_prototype()))
     if found is None:
         return None
     try:
         node = json.loads(found.to_bytes())
     except ValueError as error:
-        raise StoreError(f"{key} in {address(store)} is damaged ({error}): restore it, or convert again with overwrite=True.") from error
+        # Overwriting needs the root, which alone says that what lies there is a study store.
+        instead = "convert again with overwrite=True" if path else f"delete {address(store)} yourself and convert again"
+        raise StoreError(f"{key} in {address(store)} is damaged ({reason(error)}): restore it from a copy, or {instead}.") from error
     return dict(node.get("attributes", {})) if isinstance(node, dict) and node.get("node_type") == "group" else None
 
 
@@ -145,7 +184,8 @@ def is_empty(store: Store) -> bool:
     path = local_path(store)
     if path is not None:
         return not path.exists() or (path.is_dir() and next(path.iterdir(), None) is None)
-    return bool(sync(store.is_empty("")))
+    with reached(store):
+        return bool(sync(store.is_empty("")))
 
 
 def stored_nbytes(store: Store, path: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -11,12 +12,24 @@ from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
-import zarr
 
 from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, StoreError, nearest
 from daskdecode.schema import MASK_PREFIX, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, stream_volumes
-from daskdecode.store.layout import StoreLike, as_store, consolidate, read_attributes, require_readable, write_group, write_vector
+from daskdecode.store.layout import (
+    StoreLike,
+    as_store,
+    consolidate,
+    digest,
+    read_attributes,
+    reason,
+    require_readable,
+    write_group,
+    write_vector,
+)
+from daskdecode.store.read import read_vector
+
+logger = logging.getLogger("daskdecode")
 
 MaskLike = str | os.PathLike[str] | np.ndarray | nib.spatialimages.SpatialImage
 
@@ -66,11 +79,12 @@ def add_mask(store: StoreLike, name: str, image: Any, subject: str | None = None
         if name in attributes["masks"] and not overwrite:
             raise StoreError(f"Subject {wanted!r} in {store} has a mask {name!r} already: choose another name, or pass overwrite=True.")
         inside = load_mask(for_subject(image, wanted), attributes["shape"], np.array(attributes["affine"]), name)
-        voxel = np.asarray(zarr.open_array(opened, path=f"{nodes[wanted]}/{VOXEL}", mode="r")[:])
-        added[nodes[wanted]] = (attributes, select_voxels(inside, voxel, name))
-    for node, (attributes, selected) in added.items():
+        voxel = read_vector(opened, f"{nodes[wanted]}/{VOXEL}")
+        added[nodes[wanted]] = (wanted, attributes, inside, select_voxels(inside, voxel, name))
+    for node, (wanted, attributes, inside, selected) in added.items():
+        tell_outside(name, wanted, inside, selected)
         write_vector(opened, f"{node}/{MASK_PREFIX}{name}", selected, VOXEL)
-        write_group(opened, node, with_masks(attributes, [*attributes["masks"], name]))
+        write_group(opened, node, with_masks(attributes, {name: describe_mask(inside, selected)}))
     consolidate(opened, nodes.values())
 
 
@@ -85,10 +99,23 @@ def _subjects_of(image: Any, subject: str | None, known: Mapping[str, str]) -> l
     return wanted
 
 
-def with_masks(attributes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A subject's attributes with these masks; ``coordinates`` tells plain xarray that they are coordinates."""
-    masks = sorted(set(names))
-    return {**attributes, "masks": masks, "coordinates": " ".join(["i", "j", "k", *(f"{MASK_PREFIX}{name}" for name in masks)])}
+def with_masks(attributes: Mapping[str, Any], added: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A subject's attributes with these masks too; ``coordinates`` tells plain xarray that they are coordinates."""
+    described = {**attributes.get("mask_details", {}), **added}
+    masks = sorted({*attributes.get("masks", []), *added})
+    coordinates = " ".join(["i", "j", "k", *(f"{MASK_PREFIX}{name}" for name in masks)])
+    return {**attributes, "masks": masks, "mask_details": dict(sorted(described.items())), "coordinates": coordinates}
+
+
+def describe_mask(inside: np.ndarray, selected: np.ndarray) -> dict[str, Any]:
+    """What a store says of a mask: how many voxels its image has, kept or not, and a checksum of what is kept of it."""
+    return {"n_voxels": int(inside.sum()), "sha256": digest(selected.tobytes())}
+
+
+def tell_outside(name: str, subject: str, inside: np.ndarray, selected: np.ndarray) -> None:
+    """Warn where a mask has voxels that the store does not keep."""
+    if (n := int(inside.sum())) > (kept := int(selected.sum())):
+        logger.warning("Mask %r of subject %s has %d voxels, of which %d %s kept.", name, subject, n, kept, "is" if kept == 1 else "are")
 
 
 def check_name(name: str) -> None:
@@ -131,6 +158,8 @@ def load_mask(image: Any, shape: Sequence[int], affine: np.ndarray, name: str) -
     """
     where = f"Mask {name!r}" + (f" ({os.fspath(image)})" if isinstance(image, str | os.PathLike) else "")
     values = np.asarray(image) if isinstance(image, np.ndarray) else _read_image(image, where, affine)
+    if values.dtype.kind not in "buif":
+        raise SelectionError(f"{where} has {values.dtype} values: expected numbers, zero outside and one other inside.")
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.shape != tuple(shape):
@@ -151,8 +180,8 @@ def _read_image(image: Any, where: str, affine: np.ndarray) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         try:
             image = nib.load(os.fspath(image))
-        except (OSError, nib.filebasedimages.ImageFileError) as error:
-            raise SelectionError(f"{where} cannot be read: {error}. Expected a 3-D NIfTI image on the grid of the runs.") from error
+        except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+            raise SelectionError(f"{where} cannot be read: {reason(error)}. Expected a 3-D NIfTI image on the grid of the runs.") from error
     if not hasattr(image, "dataobj"):
         raise SelectionError(f"{where} is a {type(image).__name__}: expected the path of a NIfTI image, an image, or a 3-D array.")
     apart = float(np.abs(image.affine - affine).max())
@@ -160,8 +189,8 @@ def _read_image(image: Any, where: str, affine: np.ndarray) -> np.ndarray:
         raise _other_grid(where, f"has another affine than the runs (up to {apart:.3g} apart)")
     try:
         return np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CorruptFileError(f"{where} ends early or is damaged ({error}): copy it again from its source.") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise CorruptFileError(f"{where} ends early or is damaged ({reason(error)}): copy it again from its source.") from error
 
 
 def _other_grid(where: str, how: str) -> GridMismatchError:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
+from zarr.abc.store import Store
 
 from daskdecode.errors import IncompleteStoreError, SelectionError, StoreError, nearest
 from daskdecode.schema import BOLD, LABEL, MASK_PREFIX, RUN, SESSION, SUBJECT, TIME, VOXEL
-from daskdecode.store.layout import N_REQUESTS, StoreLike, address, as_store, digest, read_dtype, read_many, require_readable
+from daskdecode.store.layout import N_REQUESTS, StoreLike, address, as_store, digest, read_dtype, read_many, reason, require_readable
 from daskdecode.store.plan import fingerprints
+from daskdecode.store.read import Whole, read_stored
+
+REPAIR: Final = "Restore them from a copy, or call convert again with the same source, which writes again what is missing."
 
 
 def open_subject(store: StoreLike, subject: str | None = None, session: str | None = None) -> xr.Dataset:
@@ -36,7 +37,8 @@ def open_subject(store: StoreLike, subject: str | None = None, session: str | No
     Dataset
         As described in :mod:`daskdecode.schema`: ``bold(time, voxel)`` is a Dask array with the chunks of the store, its runs one
         after another. Integers of up to 16 bits are read as float32, scaled values (``slope * stored + intercept``) and longer
-        integers as float64, floats as they are. Coordinates and masks are in memory.
+        integers as float64, floats as they are. Coordinates and masks are in memory. Where runs differ in repetition time, the
+        attribute ``repetition_times`` says each run's.
 
     Raises
     ------
@@ -114,6 +116,18 @@ def require_complete(store: Store) -> dict[str, Any]:
     return root
 
 
+def require_all(store: Store, missing: list[str]) -> None:
+    """Raise where runs have gone from a store that was complete.
+
+    Raises
+    ------
+    StoreError
+    """
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise StoreError(f"{address(store)} was complete, but {len(missing)} of its runs are missing or damaged ({shown}). {REPAIR}")
+
+
 def missing_runs(store: Store, root: Mapping[str, Any]) -> list[str]:
     """Nodes of the planned runs that are not whole, in the order of the plan."""
     expected = fingerprints(root["plan"])
@@ -141,14 +155,19 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
     node = next(entry["node"] for entry in root["plan"]["subjects"] if entry["subject"] == subject)
     # The subject's own consolidated metadata: one read, however many subjects the study has.
     group = _open_group(store, node)
+    if "masks" not in group.attrs:
+        raise StoreError(f"{address(store)} lacks the group of subject {subject!r}, {node}. {REPAIR}")
     relative = [run["node"].removeprefix(f"{node}/") for run in runs]
     attributes = dict(group.attrs)
     masks = [f"{MASK_PREFIX}{name}" for name in attributes["masks"]]
     small = [VOXEL, *masks, *(f"{run}/{name}" for run in relative for name in (TIME, LABEL))]
-    with ThreadPoolExecutor(N_REQUESTS) as pool:
-        read = dict(
-            zip(small, pool.map(lambda path: read_stored(group[path], slice(None), f"{node}/{path}", address(store)), small), strict=True)
-        )
+    try:
+        with ThreadPoolExecutor(N_REQUESTS) as pool:
+            read = dict(zip(small, pool.map(lambda path: _read_small(group, path, node, address(store)), small), strict=True))
+    except StoreError:
+        opened = {run["node"] for run in runs}
+        require_all(store, [run for run in missing_runs(store, root) if run in opened])  # says more, where whole runs have gone
+        raise
     voxel = read[VOXEL]
     i, j, k = (index.astype(np.int32) for index in np.unravel_index(voxel, tuple(attributes["shape"])))
     lengths = [len(read[f"{run}/{TIME}"]) for run in relative]
@@ -167,7 +186,7 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
     return xr.Dataset(
         {BOLD: ((TIME, VOXEL), bold)},
         coords={**along_time, **along_voxel},
-        attrs=_attributes(attributes, root, set(sessions), address(store)),
+        attrs=_attributes(attributes, root, set(sessions), address(store)) | _repetition_times(group, relative, runs),
     )
 
 
@@ -176,8 +195,17 @@ def _open_group(store: Store, node: str) -> Any:
         return zarr.open_group(Whole(store), path=node, mode="r", zarr_format=3)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise StoreError(
-            f"The metadata of {node} in {address(store)} cannot be read: {error}. Restore them, or convert with overwrite=True."
+            f"The metadata of {node} in {address(store)} cannot be read: {reason(error)}. Restore them from a copy, or convert again "
+            "with overwrite=True."
         ) from error
+
+
+def _read_small(group: Any, path: str, node: str, where: str) -> np.ndarray:
+    try:
+        array = group[path]
+    except KeyError as error:
+        raise StoreError(f"{node}/{path} is missing in {where}. {REPAIR}") from error
+    return read_stored(array, slice(None), f"{node}/{path}", where)
 
 
 def _repeated(names: Iterable[str], lengths: list[int]) -> np.ndarray:
@@ -189,6 +217,14 @@ def _attributes(subject: Mapping[str, Any], root: Mapping[str, Any], sessions: s
     attributes = {name: subject[name] for name in kept}
     only = next(iter(sessions)) if len(sessions) == 1 else None
     return {**attributes, **({SESSION: only} if only is not None else {}), "format_version": root["format_version"], "store": where}
+
+
+def _repetition_times(group: Any, relative: list[str], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first run's repetition time and, only where others differ from it, those of all by :func:`daskdecode.schema.run_ids`."""
+    times = [float(group[run].attrs["repetition_time"]) for run in relative]
+    names = [run["run"] if all(r["session"] is None for r in runs) else f"ses-{run['session'] or ''}/{run['run']}" for run in runs]
+    each = {"repetition_times": dict(zip(names, times, strict=True))} if len(set(times)) > 1 else {}
+    return {"repetition_time": times[0], **each}
 
 
 def _lazy(group: Any, store: Store, run: str, node: str) -> da.Array:
@@ -218,31 +254,3 @@ class _ScaledRun:
             values *= self._scaling[0]
             values += self._scaling[1]
         return values
-
-
-def read_stored(array: Any, index: Any, run: str, where: str) -> np.ndarray:
-    """Read stored values, unscaled; damage is an error that says in which run of which store.
-
-    Raises
-    ------
-    StoreError
-        A chunk is missing or does not match its checksum.
-    """
-    try:
-        return np.asarray(array[index])
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise StoreError(
-            f"A chunk of {run} in {where} cannot be read: {error}. It was damaged after the conversion: restore it from a copy, or "
-            "convert again with overwrite=True. daskdecode verify says what else is damaged."
-        ) from error
-
-
-class Whole(WrapperStore[Store]):
-    """A store in which every chunk has to be there: Zarr reads one that is not as zeros, without a word."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """As Zarr asks for it."""
-        found = await self._store.get(key, prototype, byte_range)
-        if found is None and "/c/" in key:
-            raise KeyError(f"{key} is missing")
-        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,16 @@ def source_entry(file: SourceFile) -> dict[str, Any]:
     """A file's fingerprint, without reading its voxels: another size, time of change or header means another file."""
     stat = file.header.data_path.stat()
     return {
-        "path": str(Path(file.path).absolute()),
+        "path": _real_name(file.path),
         "nbytes": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
         "header_sha256": digest(file.header.header_bytes),
     }
+
+
+def _real_name(path: Path) -> str:
+    """A file's path, the same however its folder is spelled. A link keeps its own name: git-annex names what it points to by checksums."""
+    return str(Path(os.path.realpath(path.parent)) / path.name)
 
 
 def _run_entry(source: int, p: Partition) -> dict[str, Any]:
@@ -155,3 +161,26 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         if old_runs.get(node) != new_runs.get(node):
             return f"labels, times, metadata or volumes of {node} are not the same"
     return "the brain mask or the regions of interest are not the same"
+
+
+def changed_sources(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str] | None:
+    """Files that have changed and their subjects, if two plans differ in nothing else; None where they differ in more.
+
+    A changed file may have other volumes, and so other runs and labels; all else has to be the same.
+    """
+    if [source["path"] for source in old["sources"]] != [source["path"] for source in new["sources"]]:
+        return None
+    pairs = enumerate(zip(old["sources"], new["sources"], strict=True))
+    changed = {n for n, (before, after) in pairs if before != after}
+    if _unchanged(old["runs"], changed) != _unchanged(new["runs"], changed):
+        return None
+    subjects = {new["sources"][run["source"]]["path"]: run["subject"] for run in new["runs"] if run["source"] in changed}
+    for before, after in zip(old["subjects"], new["subjects"], strict=True):
+        loose = {"labels": None} if after["subject"] in subjects.values() else {}
+        if {**before, **loose} != {**after, **loose}:
+            return None
+    return subjects
+
+
+def _unchanged(runs: Sequence[Mapping[str, Any]], changed: set[int]) -> list[Mapping[str, Any]]:
+    return [run for run in runs if run["source"] not in changed]

@@ -18,9 +18,11 @@ from daskdecode.errors import DaskDecodeError, StoreError
 from daskdecode.progress import watch
 from daskdecode.schema import BOLD, LABEL, TIME, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, voxel_file_order
-from daskdecode.store.layout import StoreLike, address, as_store, digest
-from daskdecode.store.open import Whole, read_stored, require_complete
+from daskdecode.store.layout import StoreLike, address, as_store, digest, reason
+from daskdecode.store.open import require_complete
 from daskdecode.store.progress import counted, forget, volumes_read
+from daskdecode.store.read import Whole, read_stored, read_vector
+from daskdecode.store.verify_subject import check_subject
 from daskdecode.store.write import BLOCK_NBYTES, SOURCE_HEADER, read_ahead
 
 
@@ -54,30 +56,37 @@ class Report:
     store : str
     rows : list of RunCheck
         One a run.
+    subjects : list of str
+        What is wrong with the coordinates and masks that all runs of a subject share, one sentence each.
     """
 
     store: str
     rows: list[RunCheck] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether every value of every run equals its source."""
+        """Whether every value of every run equals its source, and coordinates and masks are whole."""
         return not self.problems
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, one sentence a run."""
-        return [f"{row.run}: {row.problem}" for row in self.rows if row.problem is not None]
+        """What is wrong, one sentence a run or mask."""
+        return [*self.subjects, *(f"{row.run}: {row.problem}" for row in self.rows if row.problem is not None)]
 
     def __str__(self) -> str:
         n_values, n_sources = sum(row.n_values for row in self.rows), len({row.source for row in self.rows})
         bad = len(self.problems)
         head = f"{self.store}: {len(self.rows)} runs from {n_sources} files, {n_values:,} values compared, "
-        return "\n".join([head + (f"{bad} runs with problems" if bad else "all equal"), *(f"  {problem}" for problem in self.problems)])
+        return "\n".join(
+            [head + (f"{bad} problem{'s' * (bad > 1)}" if bad else "all equal"), *(f"  {problem}" for problem in self.problems)]
+        )
 
 
 def verify(store: StoreLike, *, progress: bool = True) -> Report:
     """Read all sources of a store again and compare every value that the store holds, bit for bit.
+
+    Coordinates and masks of the subjects are checked too: against the list of voxels, and against their checksums.
 
     Parameters
     ----------
@@ -108,9 +117,9 @@ def verify(store: StoreLike, *, progress: bool = True) -> Report:
     paths, n_volumes = [plan["sources"][n]["path"] for n in runs_of], sum(run["stop"] - run["start"] for run in plan["runs"])
     forget(paths)
     with watch("Verifying volumes", lambda: (sum(map(volumes_read, paths)), n_volumes), progress=progress):
-        checked = dask.compute(*tasks)
+        subjects, checked = dask.compute([delayed(check_subject, pure=False)(opened, entry) for entry in plan["subjects"]], tasks)
     rows = {row.run: row for rows in checked for row in rows}
-    return Report(address(opened), [rows[run["node"]] for run in plan["runs"]])
+    return Report(address(opened), [rows[run["node"]] for run in plan["runs"]], [problem for found in subjects for problem in found])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +172,7 @@ class _RunComparison:
         try:
             self._begin(header)
         except (DaskDecodeError, OSError, ValueError, KeyError, RuntimeError) as error:
-            self.problem = f"cannot be read: {error}"
+            self.problem = f"cannot be read: {reason(error)}"
 
     def _begin(self, header: NiftiHeader) -> None:
         whole = Whole(self._store)
@@ -171,7 +180,7 @@ class _RunComparison:
         attributes = dict(group.attrs)
         self.sha256 = attributes["source"]["sha256"]
         self._bold = group[BOLD]
-        voxel = np.asarray(zarr.open_array(whole, path=f"{self._node.split('/')[0]}/{VOXEL}", mode="r")[:])
+        voxel = read_vector(self._store, f"{self._node.split('/')[0]}/{VOXEL}")
         self._columns = voxel_file_order(voxel, header.shape)
         labels = np.array(group[LABEL].attrs["labels"])[group[LABEL][:]]
         described = digest([labels.tolist(), group[TIME][:].tolist(), attributes["repetition_time"], attributes["sidecar"]])

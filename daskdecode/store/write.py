@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import numpy as np
-import zarr
 from zarr.abc.store import Store
 
 from daskdecode.errors import SourceError
@@ -19,6 +18,7 @@ from daskdecode.sources.partition import Partition, SourceFile
 from daskdecode.store.layout import create_bold, delete_node, flag_attributes, read_attributes, time_chunk, write_group, write_vector
 from daskdecode.store.plan import source_entry
 from daskdecode.store.progress import counted
+from daskdecode.store.read import read_vector
 
 BLOCK_NBYTES: Final = 8 * 2**20
 CHUNKS_AT_ONCE: Final = 2
@@ -73,7 +73,7 @@ class WriteFile:
             return
         # Read here rather than sent along: a task then carries no arrays, and can run anywhere that reaches the store.
         subject = read_attributes(self.store, self.subject_node) or {}
-        voxel = np.asarray(zarr.open_array(self.store, path=f"{self.subject_node}/{VOXEL}", mode="r")[:])
+        voxel = read_vector(self.store, f"{self.subject_node}/{VOXEL}")
         columns = voxel_file_order(voxel, self.file.header.shape)
         writers = [_RunWriter(self, p, node, columns, subject["voxels_per_chunk"]) for p, node, _ in pending]
         hasher = hashlib.sha256()

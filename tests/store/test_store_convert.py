@@ -9,15 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import locket
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import daskdecode as dd
-from daskdecode.errors import IncompleteStoreError, SelectionError, SourceError, StoreError
+from daskdecode.errors import CorruptFileError, IncompleteStoreError, SelectionError, SourceError, StoreError
+from daskdecode.store import write
 from daskdecode.store.describe import describe
 
 SHAPE = (7, 8, 9)
@@ -40,6 +42,25 @@ class FullDisk(WrapperStore):
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a store and its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def unfinish(store: Path) -> None:
+    """Make a store what it was before its third run was written."""
+    root = store / "zarr.json"
+    root.write_text(root.read_text().replace('"complete": true', '"complete": false', 1))
+    shutil.rmtree(store / "sub-1/run-03")
+
+
+def damaged(patch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let a file be found damaged once it is read, as a gzip file is whose end is."""
+    streamed = write.stream_volumes
+
+    def stream(header, **kwargs):
+        yield from streamed(header, **kwargs)
+        if header.path.name == path.name:
+            raise CorruptFileError(f"{path} is damaged")
+
+    patch.setattr(write, "stream_volumes", stream)
 
 
 @pytest.fixture
@@ -100,7 +121,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
 import daskdecode as dd
-from daskdecode.errors import IncompleteStoreError, StoreError
+from daskdecode.errors import CorruptFileError, IncompleteStoreError, StoreError
 import daskdecode.store.convert, daskdecode.store.open, daskdecode.sources.bids
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
@@ -231,18 +252,163 @@ def test_an_overwrite_interrupted_while_it_deletes_looks_incomplete(tmp_path: Pa
     assert tree(tmp_path / "s.zarr") == whole
 
 
-def test_a_source_changed_since_the_interruption_is_found(tmp_path: Path, make_runs, write_image, random_values) -> None:
+@pytest.mark.parametrize("mask", ["none", "auto"])
+@pytest.mark.parametrize("n", [0, 2])
+def test_a_source_mended_since_the_interruption_is_converted_again(
+    tmp_path: Path, make_runs, write_image, random_values, mask: str, n: int
+) -> None:
+    """Run 0 was written already, run 2 was not; the other values move the brain that is found."""
     runs = make_runs()
+    dd.convert(runs, tmp_path / "s.zarr", mask=mask)
+    unfinish(tmp_path / "s.zarr")
+    values = random_values("<i2", 6, seed=99)
+    values[3:, 2:6, 2:7] = np.abs(values[3:, 2:6, 2:7] // 2) + 16000
+    write_image(Path(runs[n].bold), values)
+    dd.convert(runs, tmp_path / "s.zarr", mask=mask)
+    assert dd.verify(tmp_path / "s.zarr").ok
+    dd.convert(runs, tmp_path / "fresh.zarr", mask=mask)
+    assert tree(tmp_path / "s.zarr") == tree(tmp_path / "fresh.zarr")
+
+
+def test_a_mended_source_that_is_longer_and_on_another_grid(tmp_path: Path, make_runs, write_image, random_values) -> None:
+    (run,) = make_runs(1)
+    run = dd.Run(run.bold, run="01")
     with pytest.raises(StoreError):
-        again(runs, FullDisk(LocalStore(tmp_path / "s.zarr"), 30))
-    write_image(Path(runs[1].bold), random_values("<i2", 6, seed=99))
-    with pytest.raises(StoreError, match=rf"{Path(runs[1].bold).name} has changed since"):
+        dd.convert(run, FullDisk(LocalStore(tmp_path / "s.zarr"), 15), mask="none")
+    write_image(Path(run.bold), random_values("<i2", 9, shape=(9, 8, 7)))
+    dd.convert(run, tmp_path / "s.zarr", mask="none")
+    assert dd.verify(tmp_path / "s.zarr").ok
+    assert dd.open_subject(tmp_path / "s.zarr").attrs["shape"] == [9, 8, 7]
+    write_image(Path(run.bold), random_values("<i2", 5))
+    with pytest.raises(StoreError, match=r"which is complete: .* has changed since"):
+        dd.convert(run, tmp_path / "s.zarr", mask="none")
+
+
+def test_a_corrupt_source_is_named_and_once_mended_the_conversion_goes_on(
+    tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = make_runs()
+    again(runs, tmp_path / "s.zarr")
+    unfinish(tmp_path / "s.zarr")
+    broken = Path(runs[2].bold)
+    with monkeypatch.context() as patch, pytest.raises(CorruptFileError, match=f"^{broken} is damaged"):
+        damaged(patch, broken)
         again(runs, tmp_path / "s.zarr")
+    written = tmp_path / "s.zarr/sub-1/run-01/bold/c/0/0"
+    before = written.stat().st_mtime_ns
+    with pytest.raises(StoreError, match="brain mask or the regions"):
+        dd.convert(runs, tmp_path / "s.zarr", mask=np.ones(SHAPE, bool))
+    os.utime(broken, ns=(1, 1))  # copied again
+    again(runs, tmp_path / "s.zarr")
+    assert dd.verify(tmp_path / "s.zarr").ok
+    assert written.stat().st_mtime_ns == before
+
+
+def test_an_overwrite_that_fails_leaves_the_old_store_whole(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = make_runs(2, 9, subject="2"), make_runs()
+    store, beside = tmp_path / "s.zarr", tmp_path / ".s.zarr.new"
+    again(old, store)
+    before = tree(store)
+    broken = Path(new[2].bold)
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(CorruptFileError):
+            damaged(patch, broken)
+            again(new, store, overwrite=True)
+    assert tree(store) == before
+    assert dd.verify(store).ok
+    written = (beside / "sub-1/voxel/c/0").stat().st_ino
+    os.utime(broken, ns=(1, 1))  # copied again
+    again(new, store, overwrite=True)
+    assert (store / "sub-1/voxel/c/0").stat().st_ino == written  # the same call went on with the new one
+    again(new, tmp_path / "fresh.zarr")
+    assert tree(store) == tree(tmp_path / "fresh.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh.zarr", "nifti", "s.zarr"]
+
+
+def test_an_unfinished_overwrite_is_not_taken_for_another(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    from daskdecode.store import convert
+
+    runs, others = make_runs(), make_runs(2, 9, subject="2")
+    again(runs, tmp_path / "s.zarr")
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "_finalise", fail)
+        with pytest.raises(StoreError, match="No space"):
+            again(others, tmp_path / "s.zarr", overwrite=True)
+    assert (tmp_path / ".s.zarr.new/sub-2").exists()
+    again(runs, tmp_path / "s.zarr", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "s.zarr").iterdir()) == ["sub-1", "zarr.json"]
+    assert dd.verify(tmp_path / "s.zarr").ok
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_an_overwrite_killed_while_the_folders_change_places(
+    tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    runs, store = make_runs(), tmp_path / "s.zarr"
+    again(runs, store)
+    rename, n_left = Path.rename, killed_after
+
+    def rename_then_die(self, target):
+        nonlocal n_left
+        done = rename(self, target)
+        n_left -= 1
+        if n_left == 0:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            again(runs, store, overwrite=True)
+    assert (tmp_path / ".s.zarr.old").exists()
+    again(runs, store)  # puts the old one back, or deletes it
+    assert dd.verify(store).ok
+    again(runs, store, overwrite=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_runs_that_have_gone_are_written_again(tmp_path: Path, make_runs, reference, caplog: pytest.LogCaptureFixture) -> None:
+    again(make_runs(), tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr/sub-1/run-02")
+    for look in (describe, dd.open_subject, dd.open_study):
+        with pytest.raises(StoreError, match=r"1 of its runs are missing or damaged \(sub-1/run-02\)\. .*convert again"):
+            look(tmp_path / "s.zarr")
+    assert "sub-1/run-02" in str(dd.verify(tmp_path / "s.zarr"))
+    again(make_runs(), tmp_path / "s.zarr")
+    assert "lacks 1 of its runs (sub-1/run-02)" in caplog.text
+    assert tree(tmp_path / "s.zarr") == reference
+    shutil.rmtree(tmp_path / "s.zarr/sub-1")
+    for look in (describe, dd.open_subject):
+        with pytest.raises(StoreError, match="sub-1"):
+            look(tmp_path / "s.zarr")
+    again(make_runs(), tmp_path / "s.zarr")
+    assert tree(tmp_path / "s.zarr") == reference
+
+
+def test_the_spelling_of_a_path_does_not_matter(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def respelled(folder):
+        return [dd.Run(f"{folder}/{Path(r.bold).name}", labels=r.labels, run=r.run) for r in make_runs()]
+
+    again(make_runs(), tmp_path / "s.zarr")
+    (tmp_path / "link").symlink_to(tmp_path / "nifti")
+    (tmp_path / "store-link").symlink_to(tmp_path / "s.zarr")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = tree(tmp_path / "s.zarr")
+    for folder, store in (("../nifti", "../s.zarr"), (tmp_path / "link", tmp_path / "store-link"), ("../elsewhere/../nifti", "../s.zarr")):
+        again(respelled(folder), store)
+        assert dd.open_subject(store).bold.data.name == dd.open_subject(tmp_path / "s.zarr").bold.data.name
+    assert tree(tmp_path / "s.zarr") == before
+    again(respelled("../nifti"), tmp_path / "store-link", overwrite=True)  # what the link points to is replaced
+    assert (tmp_path / "store-link").is_symlink()
+    assert tree(tmp_path / "s.zarr") == before
 
 
 def test_a_source_changed_while_it_is_read_is_found(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from daskdecode.store import write
-
     streamed = write.stream_volumes
 
     def change_then_stream(header, **kwargs):
@@ -313,6 +479,10 @@ def test_bad_input_leaves_nothing(tmp_path: Path, make_runs, write_image, random
     runs = make_runs()
     store = tmp_path / "out" / "s.zarr"
     far = nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.eye(4))
+    affine = nib.load(runs[0].bold).affine
+    (tmp_path / "short.nii").write_bytes(nib.Nifti1Image(np.ones(SHAPE, np.uint8), affine).to_bytes()[:500])
+    (tmp_path / "empty.nii.gz").write_bytes(b"")
+    (tmp_path / "junk.nii").write_bytes(b"junk" * 200)
     cases = [
         ({"source": runs, "mask": np.zeros(SHAPE, bool)}, SelectionError, "empty"),
         ({"source": runs, "mask": np.ones((7, 8, 8), bool)}, SelectionError, "resample_to_img"),
@@ -330,6 +500,15 @@ def test_bad_input_leaves_nothing(tmp_path: Path, make_runs, write_image, random
         ({"source": runs[0].bold, "labels": ["face"] * 5}, SourceError, "5 labels but 6 volumes"),
         ({"source": [runs[0], "x.nii"]}, SourceError, "list of dd.Run"),
         ({"source": []}, SourceError, "empty"),
+        ({"source": None}, SourceError, "BIDS folder.*found None"),
+        ({"source": 3}, SourceError, "BIDS folder.*found 3"),
+        ({"source": nib.load(runs[0].bold)}, SourceError, f"loaded image.*pass its path, .*{Path(runs[0].bold).name}"),
+        ({"source": [far]}, SourceError, "loaded image.*save it first"),
+        ({"source": runs, "mask": "none", "rois": ["x"]}, SourceError, "every region needs a name"),
+        ({"source": runs, "mask": np.ones(SHAPE, complex)}, SelectionError, "complex128 values"),
+        ({"source": runs, "mask": tmp_path / "short.nii"}, SourceError, "short.nii.*ends early"),
+        ({"source": runs, "mask": tmp_path / "empty.nii.gz"}, SelectionError, "empty.nii.gz.*cannot be read"),
+        ({"source": runs, "mask": tmp_path / "junk.nii"}, SelectionError, "junk.nii.*cannot be read"),
         ({"source": tmp_path / "absent.nii.gz"}, SourceError, "does not exist"),
         ({"source": tmp_path / "nifti", "labels": ["face"]}, SourceError, "is a folder"),
     ]
@@ -342,6 +521,56 @@ def test_bad_input_leaves_nothing(tmp_path: Path, make_runs, write_image, random
     with pytest.raises(SourceError, match=r"truncated|damaged"):
         again(runs, store)
     assert not store.parent.exists()
+
+
+@pytest.mark.parametrize("store", [None, 3, "foo://x/t.zarr"])
+def test_what_is_no_place_for_a_store(make_runs, store) -> None:
+    for use in (lambda: again(make_runs(), store), lambda: describe(store), lambda: dd.open_subject(store)):
+        with pytest.raises(StoreError, match=r"cannot be opened|A store is"):
+            use()
+
+
+class NoCredentialsError(Exception):
+    """As botocore's: no OSError."""
+
+
+class Unreachable(WrapperStore):
+    """A distant store that asks for credentials."""
+
+    async def get(self, key, prototype, byte_range=None):
+        raise NoCredentialsError("Unable to locate credentials")
+
+    async def is_empty(self, prefix) -> bool:
+        raise NoCredentialsError("Unable to locate credentials")
+
+
+def test_a_store_that_cannot_be_reached(make_runs) -> None:
+    for use in (lambda s: again(make_runs(), s), describe, dd.open_subject):
+        with pytest.raises(StoreError, match="cannot be reached: Unable to locate credentials"):
+            use(Unreachable(MemoryStore()))
+
+
+def test_a_damaged_root_says_what_helps(tmp_path: Path, make_runs) -> None:
+    again(make_runs(), tmp_path / "s.zarr")
+    (tmp_path / "s.zarr/zarr.json").write_text("{")
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=r"delete .*s\.zarr yourself and convert again") as error:
+            again(make_runs(), tmp_path / "s.zarr", overwrite=overwrite)
+        assert "overwrite" not in str(error.value)
+
+
+def test_a_region_outside_the_kept_voxels_is_told(tmp_path: Path, make_runs, caplog: pytest.LogCaptureFixture) -> None:
+    region, brain = np.zeros(SHAPE, bool), np.ones(SHAPE, bool)
+    region[2, 3, 4:6] = True
+    brain[2, 3, 5] = False
+    dd.convert(make_runs(1), tmp_path / "s.zarr", mask=brain, rois={"r": region})
+    assert "Mask 'r' of subject 1 has 2 voxels, of which 1 is kept" in caplog.text
+    caplog.clear()
+    dd.add_mask(tmp_path / "s.zarr", "later", region)
+    assert "Mask 'later' of subject 1 has 2 voxels, of which 1 is kept" in caplog.text
+    (subject,) = describe(tmp_path / "s.zarr")["subjects"]
+    assert subject["masks"] == {"later": 1, "r": 1}
+    assert subject["mask_sizes"] == {"later": 2, "r": 2}
 
 
 def test_an_image_without_a_brain(tmp_path: Path, write_image) -> None:
@@ -392,10 +621,12 @@ def test_sessions_and_subjects(tmp_path: Path, make_runs) -> None:
     ]
 
 
-def test_auto_mask_finds_the_simulated_brain(tmp_path: Path) -> None:
+def test_auto_mask_finds_the_simulated_brain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bids = dd.simulate_study(tmp_path / "bids", n_runs=2)
-    dd.convert(bids, tmp_path / "s.zarr")
+    with caplog.at_level(logging.INFO, logger="daskdecode"):
+        dd.convert(bids, tmp_path / "s.zarr")
     ds = dd.open_subject(tmp_path / "s.zarr")
+    assert f"keeps {ds.sizes['voxel']} of {np.prod(ds.attrs['shape'])} voxels" in caplog.text
     (path,) = bids.rglob("*desc-brain_mask.nii.gz")
     brain = nib.load(path).get_fdata() > 0
     found = np.zeros(brain.shape, bool)
@@ -415,8 +646,6 @@ def test_mask_for_each_subject(tmp_path: Path, make_runs) -> None:
 
 @pytest.mark.parametrize("scheduler", ["threads", "sync"])
 def test_the_scheduler_does_not_matter(tmp_path: Path, make_runs, reference, scheduler: str) -> None:
-    import dask
-
     with dask.config.set(scheduler=scheduler):
         again(make_runs(), tmp_path / "s.zarr")
     assert set(tree(tmp_path / "s.zarr")) == set(reference)

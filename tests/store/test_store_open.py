@@ -17,6 +17,7 @@ from zarr.storage import LocalStore, MemoryStore
 import daskdecode as dd
 from daskdecode.errors import FormatVersionError, GridMismatchError, SelectionError, StoreError
 from daskdecode.store import layout
+from daskdecode.store.describe import describe
 from daskdecode.testing import CountingStore, NoCompute, UnexpectedComputeError
 
 SHAPE = (7, 8, 9)
@@ -116,6 +117,49 @@ def test_a_missing_chunk_is_an_error_and_not_zeros(store: Path) -> None:
     with pytest.raises(StoreError, match="is missing"):
         dd.export(store, store.parent / "out")
     assert not list((store.parent / "out").rglob("*run-02*"))
+    (store / "sub-1/run-01/bold/c/0/3").unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        dd.export(store, store.parent / "deep" / "folder")
+    with pytest.raises(StoreError, match="is missing"):
+        dd.export(ds, store.parent / "deep" / "folder" / "one.nii")
+    assert not (store.parent / "deep").exists()
+
+
+@pytest.mark.parametrize("which", ["mask_roi", "i", "j", "k", "voxel"])
+@pytest.mark.parametrize("damage", [Path.unlink, flip_a_bit])
+def test_damage_to_what_runs_share_is_found(store: Path, which: str, damage) -> None:
+    dd.add_mask(store, "roi", np.ones(SHAPE, bool))
+    assert dd.verify(store).ok
+    damage(store / "sub-1" / which / "c/0")
+    report = dd.verify(store)
+    assert not report.ok
+    assert f"sub-1/{which}" in str(report)
+    if which == "mask_roi":
+        with pytest.raises(StoreError, match="sub-1/mask_roi"):
+            describe(store)
+
+
+def test_coordinates_and_masks_that_are_others_are_found(store: Path, make_runs) -> None:
+    dd.add_mask(store, "roi", np.arange(np.prod(SHAPE)).reshape(SHAPE) < 9)
+    ds = dd.open_subject(store)
+    layout.write_vector(LocalStore(store), "sub-1/mask_roi", ~ds.mask_roi.values, "voxel")
+    layout.write_vector(LocalStore(store), "sub-1/j", ds.k.values, "voxel")
+    problems = dd.verify(store).problems
+    assert [p.split(":")[0] for p in problems] == ["sub-1/j", "sub-1/mask_roi"]
+    assert "checksum" in problems[1]
+    inside = np.zeros(SHAPE, bool)
+    inside[2:5] = True
+    dd.convert(make_runs(), store, mask=inside, overwrite=True)
+    voxel = dd.open_subject(store).voxel.values.copy()
+    voxel[voxel == voxel.max()] += 1
+    layout.write_vector(LocalStore(store), "sub-1/voxel", voxel, "voxel")
+    assert "brain mask" in str(dd.verify(store))
+
+
+def test_missing_labels_are_not_counted_as_the_first(store: Path) -> None:
+    (store / "sub-1/run-02/label/c/0").unlink()
+    with pytest.raises(StoreError, match="sub-1/run-02/label"):
+        describe(store)
 
 
 def test_damaged_metadata(store: Path) -> None:

@@ -14,6 +14,7 @@ import xarray as xr
 import zarr
 
 import daskdecode as dd
+from daskdecode.errors import StoreError
 from daskdecode.sources.labels import read_label_table
 from daskdecode.sources.nifti import voxel_file_order
 
@@ -122,6 +123,19 @@ def test_dataset_export(tmp_path: Path, write_image, random_values) -> None:
     assert image.header.get_zooms()[3] == 2.5
     np.testing.assert_array_equal(image.get_fdata()[inside], original.get_fdata()[inside][:, [0, 3, 4]])
     assert (image.get_fdata()[~inside] == 0).all()
+
+
+def test_runs_that_differ_in_repetition_time(tmp_path: Path, make_runs) -> None:
+    runs = [dd.Run(r.bold, run=r.run, repetition_time=time) for r, time in zip(make_runs(), (2.0, 2.0, 3.0), strict=True)]
+    dd.convert(runs, tmp_path / "s.zarr", mask="none")
+    ds = dd.open_subject(tmp_path / "s.zarr")
+    assert ds.attrs["repetition_times"] == {"01": 2.0, "02": 2.0, "03": 3.0}
+    with pytest.raises(StoreError, match=r"run 02: 2 s, run 03: 3 s\).*ds\.isel"):
+        dd.export(ds, tmp_path / "out" / "all.nii")
+    assert not (tmp_path / "out").exists()
+    for run, time in (("02", 2), ("03", 3)):
+        (written,) = dd.export(ds.isel(time=ds.run == run), tmp_path / f"{run}.nii")
+        assert nib.load(written).header.get_zooms()[3] == time
 
 
 def test_labels_with_spaces_survive_exactly(tmp_path: Path, write_image, random_values) -> None:
