@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import Command, comma_separated, memory_size, print_json
+from daskdecode.cli.command import Command, label_names, memory_size, print_json
 
 
 def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
@@ -23,12 +23,17 @@ def _sentence(summary: Mapping[str, Any]) -> str:
     """The headline as a line of text."""
     from daskdecode.results.plots import format_score
 
+    many = len(summary["classes"]) > 2
+    scores = [("score", summary["scoring"], "one against the rest"), ("accuracy", "accuracy", "all classes")]
+    if not many and summary["scoring"] == "accuracy":
+        del scores[0]  # of two classes it is the same number
     parts = []
-    for key, name in (("score", summary["scoring"]), ("accuracy", "accuracy")):
+    for key, name, of in scores:
         found = summary[key]
         spread = "" if found["sd"] is None else f" +- {format_score(found['sd'])}"
-        chance = "" if found["chance"] is None else f" (chance {format_score(found['chance'])})"
-        parts.append(f"{name} {format_score(found['mean'])}{spread}{chance}")
+        chance = None if found["chance"] is None else f"chance {format_score(found['chance'])}"
+        noted = ", ".join(filter(None, (of if many else None, chance)))
+        parts.append(f"{name} {format_score(found['mean'])}{spread}" + (f" ({noted})" if noted else ""))
     told = " against ".join(summary["classes"]) if len(summary["classes"]) == 2 else f"{len(summary['classes'])} classes"
     optimistic = "; optimistic, as hyperparameters were chosen on the held-out folds" if summary["optimistic"] else ""
     return f"{told}, subject {summary['subject']}, {summary['n_folds']} folds: {', '.join(parts)}{optimistic}"
@@ -63,7 +68,13 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     "  daskdecode decode study.zarr --output results/ --json | jq .accuracy.mean\n",
 )
 @click.argument("store")
-@click.option("--labels", callback=comma_separated, metavar="face,cat", help="Conditions to tell apart.  [default: all but rest]")
+@click.option(
+    "--labels",
+    multiple=True,
+    callback=label_names,
+    metavar="face,cat",
+    help="Conditions to tell apart; may be repeated.  [default: all but rest]",
+)
 @click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder for maps, tables and the report.")
 @click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
 @click.option("--subject", metavar="LABEL", help="Needed where the store has several.")

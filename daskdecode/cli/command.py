@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,24 @@ FAULT: Final = 70
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C (128 + SIGINT, as shells count)."""
 
-"""Work that is done sooner shows no progress bar."""
+_OPTIONS: Final = {
+    r"\bpass resume=True to go on with it": "leave out --no-resume to go on with it",
+    r"\bPass resume=True to go on with it": "Leave out --no-resume to go on with it",
+    r"\b(?:Pass|pass) (?=[a-z_]+=)": "give ",
+    r"\b(?:with |passing )?overwrite=True": "--overwrite",
+    r"\bresume=False": "--no-resume",
+    r"\bmask=<image or path>": "--mask FILE",
+    r"\bmask='(auto|none)'": r"--mask \1",
+    r"\brois=": "--roi",
+    r"\btune='(nested|held_out)'": r"--tune \1",
+    r"\bparam_grid=(?:\{[^}]*\})?": "--tune",
+    r"\b(labels|task|space|desc|mask|subject|session|estimator|cv|tune|scoring|standardize)=(?=[\s,.;:)]|$)": r"--\1",
+    r"\brepetition_time=(?=[\s,.;:)]|$)": "--repetition-time",
+    r"\bmemory_budget\b=?": "--memory-budget",
+    r"\bscreening_percentile=(?=[\s,.;:)]|$)": "--screening-percentile",
+    r"\b(?:daskdecode|dd)\.convert\(source, store\)": "daskdecode convert SOURCE STORE",
+}
+"""Advice of the library by regular expression, and what to type instead."""
 
 
 class Failure(click.ClickException):
@@ -39,7 +57,7 @@ def as_failure(error: BaseException) -> Failure:
         help_text = f" See {error.ctx.command_path} --help." if error.ctx else ""
         return Failure(error.format_message() + help_text, MENDABLE)
     if isinstance(error, DaskDecodeError):
-        return Failure(str(error), MENDABLE)
+        return Failure(in_options(str(error)), MENDABLE)
     if isinstance(error, OSError):
         named = error.filename is not None and error.strerror is not None
         return Failure(f"{error.filename}: {error.strerror}." if named else str(error), MENDABLE)
@@ -48,6 +66,13 @@ def as_failure(error: BaseException) -> Failure:
     return Failure(
         f"{type(error).__name__}: {error} - this is a fault of daskdecode. Run again with --debug and report what it says.", FAULT
     )
+
+
+def in_options(message: str) -> str:
+    """Say advice that names arguments of Python functions in options of the command line."""
+    for pattern, option in _OPTIONS.items():
+        message = re.sub(pattern, option, message)
+    return message
 
 
 @contextlib.contextmanager
@@ -150,16 +175,16 @@ def memory_size(_: click.Context, param: click.Parameter, value: str | None) -> 
     from dask.utils import parse_bytes  # not quick to import
 
     try:
-        return int(parse_bytes(value))
-    except ValueError as error:
-        raise click.BadParameter(f"expected a size such as 4GB or 500MB, but found {value!r}.", param=param) from error
+        nbytes = parse_bytes(value)
+        if nbytes > 0:
+            return int(nbytes)
+    except (ValueError, OverflowError):
+        pass
+    raise click.BadParameter(f"expected a size such as 4GB or 500MB, but found {value!r}.", param=param)
 
 
-def comma_separated(_: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    """Split ``face,cat`` into its names."""
-    if value is None:
-        return None
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    if not names:
+def label_names(_: click.Context, param: click.Parameter, values: Sequence[str]) -> list[str] | None:
+    """Check that every ``--labels`` names something; commas are for whoever knows the labels."""
+    if any(not value.replace(",", "").strip() for value in values):
         raise click.BadParameter("expected names separated by commas, such as face,cat.", param=param)
-    return names
+    return list(values) or None

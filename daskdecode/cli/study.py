@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,23 +32,56 @@ def _size(nbytes: float) -> str:
     return f"{nbytes:.3g} TB"
 
 
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in counts.items()) or "none"
 
 
+def _masks(subject: Mapping[str, Any]) -> str:
+    """Voxels of each mask that are kept, and of how many where some are not."""
+    sizes = subject["mask_sizes"]
+    counts = [
+        f"{name} {n}" + (f" (of {sizes[name]}: the others are not kept)" if sizes[name] > n else "") for name, n in subject["masks"].items()
+    ]
+    return ", ".join(counts) or "none"
+
+
+def _run_name(run: Mapping[str, Any]) -> str:
+    return f"ses-{run['session']} {run['run']}" if run["session"] else str(run["run"])
+
+
+def _repetition_time(subject: Mapping[str, Any]) -> str:
+    """The repetition time, and that of each run which has another."""
+    usual = subject["repetition_time"]
+    others = [run for run in subject["runs"] if run["repetition_time"] != usual]
+    each = [f"run {_run_name(run)}: {run['repetition_time']:g} s" for run in others]
+    return f"TR {usual:g} s" + (f" ({', '.join(each)})" if each else "")
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    if found["complete"]:
+        return "complete"
+    n = len(found["missing"])
+    what = f"{_number(n, 'run')} missing" if n else "all runs are there, but it was not closed"
+    return f"INCOMPLETE, {what}: convert again to resume"
+
+
 def _describe(found: Mapping[str, Any]) -> str:
     """Say in words what a store holds."""
-    state = "complete" if found["complete"] else f"INCOMPLETE, {len(found['missing'])} runs missing: convert again to resume"
-    lines = [f"{found['store']}: {state}, {_size(found['nbytes'])}, format {found['format_version']}"]
+    lines = [f"{found['store']}: {_state(found)}, {_size(found['nbytes'])}, format {found['format_version']}"]
     for subject in found["subjects"]:
         shape = " x ".join(map(str, subject["shape"]))
-        times = f"{subject['n_volumes']} volumes, TR {subject['repetition_time']:g} s"
+        times = f"{subject['n_volumes']} volumes, {_repetition_time(subject)}"
+        share = 100 * subject["n_voxels"] / math.prod(subject["shape"])
         lines += [
-            f"subject {subject['subject']}: {len(subject['runs'])} runs, {times}",
-            f"  voxels   {subject['n_voxels']} of {shape}",
+            f"subject {subject['subject']}: {_number(len(subject['runs']), 'run')}, {times}",
+            f"  voxels   {subject['n_voxels']} of {shape} ({share:.0f} %)",
             *([f"  sessions {', '.join(subject['sessions'])}"] if subject["sessions"] else []),
             f"  labels   {_counts(subject['labels'])}",
-            f"  masks    {_counts(subject['masks'])}",
+            f"  masks    {_masks(subject)}",
         ]
         width = max((len(run["run"]) for run in subject["runs"]), default=0)
         for run in subject["runs"]:

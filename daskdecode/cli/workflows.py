@@ -13,7 +13,7 @@ import xarray as xr
 from daskdecode.cli.command import progress_bar
 from daskdecode.data.mask import mean_image
 from daskdecode.data.select import select_labels
-from daskdecode.errors import DaskDecodeError
+from daskdecode.errors import DaskDecodeError, SelectionError
 from daskdecode.models.decoder import Decoder
 from daskdecode.results.report import write_report
 from daskdecode.results.result import check_results_folder, file_stem, write_results
@@ -43,6 +43,19 @@ def _write(decoder: Decoder, ds: xr.Dataset, output: Path, *, title: str | None 
     return summarize(decoder) | {"results": str(output), "report": str(report)}
 
 
+def _wanted(labels: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """The labels to tell apart: all but rest, or those named, singly or separated by commas (a label may have a comma itself)."""
+    if labels is None:
+        found = [name for name in known if name != REST]
+        if not found:
+            raise SelectionError(
+                f"Only {REST!r} is in the store: were events or labels missing at the conversion? Convert again with them."
+            )
+        return found
+    split = [[label] if label in known else [name.strip() for name in label.split(",") if name.strip()] for label in labels]
+    return [name for names in split for name in names]
+
+
 def run_decode(
     store: str,
     output: Path,
@@ -64,8 +77,7 @@ def run_decode(
     """
     check_results_folder(output)
     whole = open_subject(store, subject, session)
-    wanted = labels or [name for name in np.unique(whole[LABEL].values.astype(str)) if name != REST]
-    ds = select_labels(whole, wanted)
+    ds = select_labels(whole, _wanted(labels, np.unique(whole[LABEL].values.astype(str)).tolist()))
     how: Any = None if standardize == "none" else standardize
     decoder = _fit(ds, progress=progress, mask=mask, standardize=how, **options)
     return _write(decoder, whole, output)

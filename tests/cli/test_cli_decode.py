@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -70,7 +71,9 @@ def test_text_names_report_and_chance(run, store, tmp_path):
         (["--subject", "01", "--estimator", "svm"], "svc"),
         (["--subject", "01", "--scoring", "nonsense"], "nonsense"),
         (["--subject", "01", "--tune", "best"], "nested"),
-        (["--subject", "01", "--memory-budget", "1kB"], "memory_budget"),
+        (["--subject", "01", "--memory-budget", "1kB"], "--memory-budget"),
+        (["--subject", "01", "--memory-budget=-5GB"], "a size"),
+        (["--subject", "01", "--memory-budget", "0"], "a size"),
         (["--subject", "01", "--memory-budget", "lots"], "lots"),
         (["--subject", "01", "--screening-percentile", "0"], "percentile"),
     ],
@@ -82,6 +85,35 @@ def test_refusals_leave_nothing(run, store, tmp_path, options, said):
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def _converted(tmp_path, labels):
+    rng = np.random.default_rng(0)
+    runs = []
+    for n in range(3):
+        image = nib.Nifti1Image(rng.integers(0, 1000, (4, 5, 6, 12), dtype=np.int16), np.diag([2.0, 3, 4, 1]))
+        image.header.set_zooms((2, 3, 4, 2))
+        nib.save(image, tmp_path / f"run-{n}.nii")
+        runs.append(dd.Run(tmp_path / f"run-{n}.nii", labels=None if labels is None else [labels[v % len(labels)] for v in range(12)]))
+    return dd.convert(runs, tmp_path / "s.zarr", mask="none")
+
+
+def test_a_store_with_nothing_but_rest(run, tmp_path):
+    result = run("decode", _converted(tmp_path, None), "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "Only 'rest' is in the store: were events or labels missing" in result.stderr
+
+
+def test_labels_with_a_comma_and_two_kinds_of_accuracy(run, tmp_path):
+    store = _converted(tmp_path, ["a,b", "c", "d", "rest"])
+    arguments = ["decode", store, "--scoring", "accuracy", "--output"]
+    result = run(*arguments, tmp_path / "out", "--labels", "a,b", "--labels", "c,d", "--json")
+    assert json.loads(result.stdout)["classes"] == ["a,b", "c", "d"]
+    line = run(*arguments, tmp_path / "out3").stdout.splitlines()[0]
+    assert "(one against the rest, chance 0.667)" in line
+    assert "(all classes, chance 0.333)" in line
+    line = run(*arguments, tmp_path / "out2", "--labels", "c", "--labels", "d").stdout.splitlines()[0]
+    assert line.count("accuracy") == 1
 
 
 def test_output_that_is_somebody_else_s_is_refused_before_any_work(run, store, study, tmp_path):

@@ -87,6 +87,20 @@ def test_whose_fault_an_error_is(error, status, text):
     assert "\n" not in failure.message
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Pass overwrite=True to replace it, or choose another name.", "give --overwrite to replace it, or choose another name."),
+        ("convert again with overwrite=True. Then", "convert again --overwrite. Then"),
+        ("Pass repetition_time=, in seconds.", "give --repetition-time, in seconds."),
+        ("To keep all voxels, convert with mask='none'.", "To keep all voxels, convert with --mask none."),
+        ("labels='x' is wrong", "labels='x' is wrong"),
+    ],
+)
+def test_advice_names_options(said, shown):
+    assert as_failure(SelectionError(said)).message == shown
+
+
 def test_faults_and_notes_through_the_group(capsys):
     @click.command(cls=Command)
     @click.option("--fail", is_flag=True)

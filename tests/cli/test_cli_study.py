@@ -75,6 +75,56 @@ def test_verify_ends_with_1_where_a_source_has_changed(run, study, masks, tmp_pa
     assert not json.loads(run("verify", tmp_path / "s.zarr", "--json").stdout)["ok"]
 
 
+@pytest.fixture
+def runs(tmp_path):
+    """Six labelled volumes of 4 x 5 x 6 voxels in each of two runs, which differ in repetition time."""
+    paths = []
+    for n, seconds in enumerate((2, 3)):
+        image = nib.Nifti1Image(np.arange(720, dtype=np.int16).reshape(4, 5, 6, 6) % (97 + n), np.eye(4))
+        image.header.set_zooms((1, 1, 1, seconds))
+        nib.save(image, tmp_path / f"run-{n + 1}.nii")
+        paths.append(tmp_path / f"run-{n + 1}.nii")
+    return [dd.Run(path, labels=["face", "a,b", "rest"] * 2) for path in paths]
+
+
+def test_info_says_which_run_has_another_repetition_time_and_what_is_not_kept(run, runs, tmp_path):
+    inside, region = np.ones((4, 5, 6), bool), np.zeros((4, 5, 6), bool)
+    inside[0, 0, 0], region[0, 0, :2] = False, True
+    dd.convert(runs, tmp_path / "s.zarr", mask=inside, rois={"r": region})
+    text = run("info", tmp_path / "s.zarr").stdout
+    assert "TR 2 s (run 2: 3 s)" in text
+    assert "119 of 4 x 5 x 6 (99 %)" in text
+    assert "r 1 (of 2: the others are not kept)" in text
+
+
+def test_info_of_a_store_that_was_not_closed_or_lacks_runs(run, runs, tmp_path):
+    dd.convert(runs, tmp_path / "s.zarr", mask="none")
+    root = tmp_path / "s.zarr" / "zarr.json"
+    root.write_text(root.read_text().replace('"complete": true', '"complete": false', 1))
+    assert "INCOMPLETE, all runs are there, but it was not closed: convert again" in run("info", tmp_path / "s.zarr").stdout
+    (tmp_path / "s.zarr/sub-1/run-2/zarr.json").unlink()
+    assert "INCOMPLETE, 1 run missing: convert again" in run("info", tmp_path / "s.zarr").stdout
+
+
+def test_damage_is_status_2_and_one_line(run, runs, tmp_path):
+    dd.convert(runs, tmp_path / "s.zarr", mask="none", rois={"r": np.ones((4, 5, 6), bool)})
+    (tmp_path / "s.zarr/sub-1/mask_r/c/0").unlink()
+    result = run("info", tmp_path / "s.zarr")
+    assert result.exit_code == 2
+    assert "mask_r" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert run("verify", tmp_path / "s.zarr").exit_code == 1
+    assert "1 problem\n" in run("verify", tmp_path / "s.zarr").stdout
+
+
+@pytest.mark.parametrize("command", [["info"], ["verify"], ["convert", "nowhere.nii"]])
+def test_an_address_of_no_known_kind(run, command):
+    result = run(*command, "foo://x/t.zarr")
+    assert result.exit_code == 2, result.output
+    assert "foo" in result.stderr
+    assert "fault of daskdecode" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
