@@ -13,7 +13,7 @@ import numpy as np
 from daskdecode.errors import SourceError
 from daskdecode.sources.nifti import NiftiHeader
 from daskdecode.sources.partition import Partition, SourceFile
-from daskdecode.store.layout import digest, run_node, subject_node
+from daskdecode.store.layout import digest, reason, run_node, subject_node
 from daskdecode.store.masks import check_name, for_subject, load_mask
 
 
@@ -121,7 +121,7 @@ def _run_entry(source: int, p: Partition) -> dict[str, Any]:
     try:
         described = digest([p.labels.tolist(), p.time_s.tolist(), p.repetition_time, p.metadata])
     except TypeError as error:
-        raise SourceError(f"The metadata of run {p.run!r} of subject {p.subject!r} cannot be kept as JSON: {error}.") from error
+        raise SourceError(f"The metadata of run {p.run!r} of subject {p.subject!r} cannot be kept as JSON: {reason(error)}.") from error
     return {
         "subject": p.subject,
         "session": p.session,

@@ -90,10 +90,11 @@ def test_whose_fault_an_error_is(error, status, text):
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("Pass overwrite=True to replace it, or choose another name.", "give --overwrite to replace it, or choose another name."),
+        ("Pass overwrite=True to replace it, or choose another name.", "Give --overwrite to replace it, or choose another name."),
         ("convert again with overwrite=True. Then", "convert again --overwrite. Then"),
-        ("Pass repetition_time=, in seconds.", "give --repetition-time, in seconds."),
+        ("Pass repetition_time=, in seconds.", "Give --repetition-time, in seconds."),
         ("To keep all voxels, convert with mask='none'.", "To keep all voxels, convert with --mask none."),
+        ("Give a single setting (param_grid={'C': 1}), another cv=, or tune='held_out'.", "Give another --cv, or --tune held_out."),
         ("labels='x' is wrong", "labels='x' is wrong"),
     ],
 )

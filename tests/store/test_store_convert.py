@@ -291,9 +291,10 @@ def test_a_corrupt_source_is_named_and_once_mended_the_conversion_goes_on(
     again(runs, tmp_path / "s.zarr")
     unfinish(tmp_path / "s.zarr")
     broken = Path(runs[2].bold)
-    with monkeypatch.context() as patch, pytest.raises(CorruptFileError, match=f"^{broken} is damaged"):
+    with monkeypatch.context() as patch:
         damaged(patch, broken)
-        again(runs, tmp_path / "s.zarr")
+        with pytest.raises(CorruptFileError, match=f"^{broken} is damaged"):
+            again(runs, tmp_path / "s.zarr")
     written = tmp_path / "s.zarr/sub-1/run-01/bold/c/0/0"
     before = written.stat().st_mtime_ns
     with pytest.raises(StoreError, match="brain mask or the regions"):
@@ -311,9 +312,10 @@ def test_an_overwrite_that_fails_leaves_the_old_store_whole(tmp_path: Path, make
     before = tree(store)
     broken = Path(new[2].bold)
     for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(CorruptFileError):
+        with monkeypatch.context() as patch:
             damaged(patch, broken)
-            again(new, store, overwrite=True)
+            with pytest.raises(CorruptFileError):
+                again(new, store, overwrite=True)
     assert tree(store) == before
     assert dd.verify(store).ok
     written = (beside / "sub-1/voxel/c/0").stat().st_ino
