@@ -69,7 +69,9 @@ def _confusion(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _folds(decoder: Any, table: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table of folds; for two classes with the hyperparameters chosen, which are the same for both."""
     metrics = decoder.cv_metrics_.join(fold_scores(table)[["score"]])
-    header = ["fold", "left out", "trained on", "tested on", decoder.scoring_, "accuracy", "balanced accuracy", "chance accuracy"]
+    # Of more than two classes, the mean over one-against-rest problems: another number than the accuracy beside it.
+    scored = decoder.scoring_ if len(decoder.classes_) == 2 else f"{decoder.scoring_}, one against the rest"
+    header = ["fold", "left out", "trained on", "tested on", scored, "accuracy", "balanced accuracy", "chance accuracy"]
     columns = ["test_runs", "n_train", "n_test", "score", "accuracy", "balanced_accuracy", "chance"]
     rows = [[fold, *metrics.loc[fold, columns]] for fold in metrics.index]
     if len(decoder.classes_) == 2:

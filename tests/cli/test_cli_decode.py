@@ -112,6 +112,7 @@ def test_labels_with_a_comma_and_two_kinds_of_accuracy(run, tmp_path):
     line = run(*arguments, tmp_path / "out3").stdout.splitlines()[0]
     assert "(one against the rest, chance 0.667)" in line
     assert "(all classes, chance 0.333)" in line
+    assert "accuracy, one against the rest" in next((tmp_path / "out3").rglob("*.html")).read_text()
     line = run(*arguments, tmp_path / "out2", "--labels", "c", "--labels", "d").stdout.splitlines()[0]
     assert line.count("accuracy") == 1
 
