@@ -11,6 +11,7 @@ a process, so that overlapping fits disturb each other).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,33 +58,40 @@ def can_solve(model: Any) -> bool:
     )
 
 
-def fit_dual(gram: Floats, target: Ints, model: LinearSVC) -> DualFit:
-    """Fit one LinearSVC.
+def fit_dual(gram: Floats, train: Ints, target: Ints, models: Sequence[LinearSVC]) -> list[DualFit]:
+    """Fit LinearSVCs with different settings on the same samples.
 
     Parameters
     ----------
-    gram : ndarray of float64, shape (n_train, n_train)
-        Inner products of the training samples.
+    gram : ndarray of float64, shape (n_samples, n_samples)
+        Inner products.
+    train : ndarray of int, shape (n_train,)
+        Training samples.
     target : ndarray of int, shape (n_train,)
         -1 or +1.
-    model : LinearSVC
-        Unfitted; its settings are used (see :func:`can_solve`).
+    models : sequence of LinearSVC
+        Unfitted; their settings are used (see :func:`can_solve`).
 
     Returns
     -------
-    DualFit
+    list of DualFit
 
     Notes
     -----
-    Memory: one more matrix of the size of ``gram``. Releases the GIL.
+    Memory: one more matrix of n_train x n_train. Releases the GIL.
     """
     # liblinear sorts samples by class, and takes the first class for +1.
     order = np.argsort(target, kind="stable")
     sign = np.where(target[order] < 0, 1.0, -1.0)
+    # The intercept is the weight of a feature that is 1 for every sample.
+    features = gram[np.ix_(train[order], train[order])]
+    features += 1.0
+    return [_fit_one(features, sign, order, target, model) for model in models]
+
+
+def _fit_one(features: Floats, sign: Floats, order: Ints, target: Ints, model: LinearSVC) -> DualFit:
     cost = model.C * _weights(model, target)[order]
     squared = model.loss == "squared_hinge"
-    # The intercept is the weight of a feature that is 1 for every sample.
-    features = gram[np.ix_(order, order)] + 1.0
     diagonal = 0.5 / cost if squared else np.zeros_like(cost)
     upper = np.full_like(cost, np.inf) if squared else cost
     seed = check_random_state(model.random_state).randint(np.iinfo("i").max)

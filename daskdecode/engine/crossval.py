@@ -206,13 +206,12 @@ def _batch(
 ) -> list[Delayed]:
     """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph; lazy."""
     narrow = plan.route == "columns"
-    small: Any
     if narrow:
         index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
-        small = blocks.columns(index)
+        columns = blocks.columns(index)
     else:
         index = None
-        small = blocks.grams(masks, [c for _, c in batch])
+        grams = blocks.grams(masks, [c for _, c in batch])
     columns_fit, gram_fit = dask.delayed(fit_on_columns, pure=False), dask.delayed(fit_on_gram, pure=False)
     tasks: list[Delayed] = []
     for position, keys in enumerate(_keys(batch, masks)):
@@ -222,9 +221,9 @@ def _batch(
         n_voxels = blocks.shape[1] if mask is None else int(mask.sum())
         how = (problems, design.candidates, design.build, design.scorer, n_voxels)
         if narrow:
-            tasks.append(columns_fit(small, None if mask is None else mask[index], *how))
+            tasks.append(columns_fit(columns, None if mask is None else mask[index], *how))
         else:
-            tasks.append(gram_fit(small[0 if masks is None else position], *how))
+            tasks.append(gram_fit(grams[0 if masks is None else position], *how))
     return tasks
 
 

@@ -55,8 +55,7 @@ def fit_on_gram(
     """
     train = problems[0].train
     if all(can_solve(build(train.size, n_voxels, **params)) for params in candidates):
-        square = gram[np.ix_(train, train)]
-        return [_descend(gram, square, problem, candidates, build, scorer, n_voxels) for problem in problems]
+        return [_descend(gram, problem, candidates, build, scorer, n_voxels) for problem in problems]
     factor = Factor.of(gram, train)
     fits = [fit_candidates(factor.z, problem, candidates, build, scorer, n_voxels) for problem in problems]
     return [f if f.weights is None else Fits(f.scores, factor.dual(f.weights), f.intercepts, f.decision, f.n_unconverged) for f in fits]
@@ -64,7 +63,6 @@ def fit_on_gram(
 
 def _descend(
     gram: Floats,
-    square: Floats,
     problem: Problem,
     candidates: Sequence[Params],
     build: Callable[..., Any],
@@ -72,7 +70,7 @@ def _descend(
     n_voxels: int,
 ) -> Fits:
     models = [build(problem.train.size, n_voxels, **params) for params in candidates]
-    fitted = [fit_dual(square, problem.target[problem.train], model) for model in models]
+    fitted = fit_dual(gram, problem.train, problem.target[problem.train], models)
     weights = np.zeros((len(models), gram.shape[0]))
     weights[:, problem.train] = [fit.beta for fit in fitted]
     intercepts = np.array([fit.intercept for fit in fitted])

@@ -18,6 +18,9 @@ from scipy.linalg.blas import dsyrk
 
 from daskdecode.engine.moments import Bools, Floats, Ints
 
+VOXELS_AT_ONCE = 4096
+"""Voxels in one product: enough for BLAS to be at its best, little memory."""
+
 
 def full_gram(x: NDArray[np.floating]) -> Floats:
     """Gram matrix of all voxels of a block, ``K = X X'``; (n_samples, n_samples) float64."""
@@ -26,12 +29,13 @@ def full_gram(x: NDArray[np.floating]) -> Floats:
     return np.asarray(x @ x.T)
 
 
-def shared_grams(x: NDArray[np.floating], masks: Bools, families: Sequence[int]) -> Floats:
-    """Gram matrices of several sets of a block's voxels.
+def shared_grams(blocks: Sequence[NDArray[np.floating]], masks: Bools, families: Sequence[int]) -> Floats:
+    """Gram matrices of several sets of voxels.
 
     Parameters
     ----------
-    x : ndarray of float, shape (n_samples, n_voxels)
+    blocks : sequence of ndarray of float, shape (n_samples, n_voxels_of_block)
+        Neighbouring voxels; Fortran order saves a copy of each.
     masks : ndarray of bool, shape (n_sets, n_voxels)
     families : sequence of int, length n_sets
         Sets of a family share their common products.
@@ -39,25 +43,26 @@ def shared_grams(x: NDArray[np.floating], masks: Bools, families: Sequence[int])
     Returns
     -------
     ndarray of float64, shape (n_sets, n_samples, n_samples)
-        The lower triangles only: sum them over blocks, then :func:`mirror`.
+        The lower triangles only: sum them over what is computed apart, then :func:`mirror`.
 
     Notes
     -----
-    Memory: a copy of the block in its own dtype, the result, and one set's voxels in float64.
+    Memory: the result, and :data:`VOXELS_AT_ONCE` voxels in float64.
     """
-    n_samples = x.shape[0]
+    n_samples = blocks[0].shape[0]
     # Voxels as rows: a set's voxels are then gathered in long pieces.
-    rows = np.ascontiguousarray(x.T)
+    rows = [np.ascontiguousarray(block.T) for block in blocks]
     grams = np.zeros((len(masks), n_samples, n_samples))
     labels = np.asarray(families)
     for family in dict.fromkeys(families):
         members = np.flatnonzero(labels == family)
         common = masks[members].mean(axis=0) > 0.5
         base = np.zeros((n_samples, n_samples))
-        _add(base, rows, np.flatnonzero(common), 1.0)
+        if members.size > 1:
+            _add(base, rows, np.flatnonzero(common), 1.0)
         for s in members:
             more, fewer, own = (np.flatnonzero(m) for m in (masks[s] & ~common, common & ~masks[s], masks[s]))
-            if more.size + fewer.size < own.size:
+            if members.size > 1 and more.size + fewer.size < own.size:
                 grams[s] = base
                 _add(grams[s], rows, more, 1.0)
                 _add(grams[s], rows, fewer, -1.0)
@@ -66,19 +71,32 @@ def shared_grams(x: NDArray[np.floating], masks: Bools, families: Sequence[int])
     return grams
 
 
-def _add(gram: Floats, rows: NDArray[np.floating], voxels: Ints, factor: float) -> None:
+def _add(gram: Floats, rows: Sequence[NDArray[np.floating]], voxels: Ints, factor: float) -> None:
     """Add ``factor`` times the products of some voxels to one triangle of a Gram matrix, in place."""
-    if voxels.size:
+    bounds = np.cumsum([0, *(len(part) for part in rows)])
+    for start in range(0, voxels.size, VOXELS_AT_ONCE):
+        some = voxels[start : start + VOXELS_AT_ONCE]
+        cuts = np.searchsorted(some, bounds)
+        gathered = np.empty((some.size, gram.shape[0]))
+        for part, low, lo, hi in zip(rows, bounds, cuts, cuts[1:], strict=False):
+            gathered[lo:hi] = part[some[lo:hi] - low]
         # The transposes are views that Fortran reads without a copy: (n_samples, n_voxels), and the matrix itself.
-        updated = dsyrk(factor, rows[voxels].astype(np.float64, copy=False).T, beta=1.0, c=gram.T, overwrite_c=1)
+        updated = dsyrk(factor, gathered.T, beta=1.0, c=gram.T, overwrite_c=1)
         assert np.shares_memory(updated, gram)
 
 
-def mirror(grams: Floats) -> Floats:
+def mirror(triangles: Floats) -> Floats:
     """Copy lower triangles to the upper ones, of (n_sets, n_samples, n_samples)."""
-    out = grams.copy()
-    _mirror_in_place(out)
-    return out
+    grams = triangles.copy()
+    _mirror_in_place(grams)
+    return grams
+
+
+def whole_grams(blocks: Sequence[NDArray[np.floating]], masks: Bools, families: Sequence[int]) -> Floats:
+    """:func:`shared_grams` of all voxels there are, both triangles."""
+    grams = shared_grams(blocks, masks, families)
+    _mirror_in_place(grams)
+    return grams
 
 
 @numba.njit(cache=True, nogil=True)

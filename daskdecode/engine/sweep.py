@@ -14,9 +14,10 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
+from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from daskdecode.engine.gram import full_gram, mirror, shared_grams
+from daskdecode.engine.gram import full_gram, mirror, shared_grams, whole_grams
 from daskdecode.engine.moments import Bools, Cells, Floats, Ints
 
 
@@ -29,10 +30,12 @@ class VoxelBlocks:
         Storage chunks are merged into larger blocks, never split.
     block_nbytes : int
         Upper bound for a block in float64; at least one storage chunk.
+    kept : bool
+        Whether the blocks are in memory already, so that a task may take all of them.
     """
 
-    def __init__(self, x: da.Array, block_nbytes: int = 2**27) -> None:
-        self.block_nbytes = block_nbytes
+    def __init__(self, x: da.Array, block_nbytes: int = 2**27, *, kept: bool = False) -> None:
+        self.block_nbytes, self.kept = block_nbytes, kept
         n_samples = x.shape[0]
         columns = _merge(x.chunks[1], max(1, block_nbytes // (8 * max(1, n_samples))))
         self.x = x.rechunk((n_samples, columns))
@@ -46,6 +49,10 @@ class VoxelBlocks:
     def like(self, x: da.Array) -> VoxelBlocks:
         """Cut another matrix in the same way."""
         return VoxelBlocks(x, self.block_nbytes)
+
+    def keep(self) -> VoxelBlocks:
+        """Compute the blocks and keep them in memory, voxel by voxel (Fortran order): the order in which voxels are gathered."""
+        return VoxelBlocks(self.x.map_blocks(np.asfortranarray).persist(), self.block_nbytes, kept=True)
 
     @property
     def n_blocks(self) -> int:
@@ -72,7 +79,7 @@ class VoxelBlocks:
         joined: Delayed = dask.delayed(np.concatenate)(self._map(cells.sums), axis=-1)
         return joined
 
-    def grams(self, masks: Bools | None, families: Sequence[int] = ()) -> Delayed:
+    def grams(self, masks: Bools | None, families: Sequence[int] = ()) -> list[Delayed]:
         """Gram matrices of several sets of voxels, lazily.
 
         Parameters
@@ -84,12 +91,26 @@ class VoxelBlocks:
 
         Returns
         -------
-        Delayed
-            ndarray of float64, shape (n_sets, n_samples, n_samples).
+        list of Delayed
+            For each set an ndarray of float64, shape (n_samples, n_samples).
+
+        Notes
+        -----
+        Blocks that have to be read are read once, by one task each, and what each gives for every set is added up. Blocks in memory are
+        given whole to tasks that each work on some of the sets: nothing has to be added up.
         """
-        triangles = tree_sum(self._map(_Grams(tuple(families)), masks))
-        whole: Delayed = triangles if masks is None else dask.delayed(mirror, pure=False)(triangles)
-        return whole
+        if masks is None:
+            return [tree_sum(self._map(full_gram))]
+        if not self.kept:
+            whole = dask.delayed(mirror, pure=False)(tree_sum(self._map(_Grams(tuple(families)), masks)))
+            return [whole[s] for s in range(len(masks))]
+        blocks = list(self.x.to_delayed(optimize_graph=False).ravel())
+        compute = dask.delayed(whole_grams, pure=False)
+        grams: dict[int, Delayed] = {}
+        for sets in _shares(families):
+            some = compute(blocks, masks[sets], [families[s] for s in sets])
+            grams |= {s: some[position] for position, s in enumerate(sets)}
+        return [grams[s] for s in range(len(masks))]
 
     def columns(self, index: Ints) -> Delayed:
         """Take a few voxels, in the order of ``index``; lazily (n_samples, index.size) float64."""
@@ -168,8 +189,16 @@ class _Grams:
     def __init__(self, families: tuple[int, ...]) -> None:
         self.families = families
 
-    def __call__(self, x: NDArray[np.floating], masks: Bools | None) -> Floats:
-        return full_gram(x)[None] if masks is None else shared_grams(x, masks, self.families)
+    def __call__(self, x: NDArray[np.floating], masks: Bools) -> Floats:
+        return shared_grams([x], masks, self.families)
+
+
+def _shares(families: Sequence[int]) -> list[list[int]]:
+    """Deal sets out to tasks: a family a task, or a few where there are fewer families than cores."""
+    distinct = list(dict.fromkeys(families))
+    n_parts = -(-CPU_COUNT // len(distinct))
+    shares = [[s for s, f in enumerate(families) if f == family] for family in distinct]
+    return [part.tolist() for share in shares for part in np.array_split(share, n_parts) if part.size]
 
 
 class _Project:

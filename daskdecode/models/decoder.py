@@ -199,7 +199,7 @@ class Decoder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples, design, plan, blocks = self._prepare(X, y, groups)
         if plan.in_memory:
             samples = replace(samples, x=blocks.like(samples.x).x.persist())
-            blocks = blocks.like(self._scale(samples).persist())
+            blocks = blocks.like(self._scale(samples)).keep()
         found, counts = cross_validate(blocks, design, plan, self.progress, also=blocks.like(samples.x).map_sum(count_bad))
         quality = Quality(*map(int, counts))
         self._keep(samples, design, plan, found)

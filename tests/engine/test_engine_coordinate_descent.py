@@ -22,7 +22,7 @@ def problem(n=60, p=200, share=0.4, signal=0.3, seed=0):
 def assert_same(x, target, **settings_of_model):
     model = LinearSVC(dual=True, max_iter=10_000, **{"random_state": 0} | settings_of_model)
     assert can_solve(model)
-    ours = fit_dual(x @ x.T, target, model)
+    ours = fit_dual(x @ x.T, np.arange(target.size), target, [model])[0]
     theirs = model.fit(x, target)
     assert ours.n_iter == theirs.n_iter_
     np.testing.assert_allclose(ours.beta @ x, theirs.coef_[0], atol=1e-10 * np.abs(theirs.coef_).max())
@@ -50,15 +50,16 @@ def test_the_steps_of_liblinear_on_any_problem(n, p, signal, seed):
 def test_a_fit_that_does_not_converge_stops_where_liblinear_stops():
     x, target = problem(p=5, signal=0)
     model = LinearSVC(dual=True, C=100, max_iter=3, random_state=0)
-    assert fit_dual(x @ x.T, target, model).n_iter == 3
+    assert fit_dual(x @ x.T, np.arange(target.size), target, [model])[0].n_iter == 3
 
 
 def test_fits_that_overlap_in_threads_do_not_disturb_each_other():
     x, target = problem(200, 400)
     gram, model = x @ x.T, LinearSVC(dual=True, C=1.0, random_state=0)
-    alone = fit_dual(gram, target, model)
+    every = np.arange(200)
+    alone = fit_dual(gram, every, target, [model])[0]
     with ThreadPoolExecutor(4) as pool:
-        for fit in pool.map(lambda _: fit_dual(gram, target, model), range(16)):
+        for fit in pool.map(lambda _: fit_dual(gram, every, target, [model])[0], range(16)):
             np.testing.assert_array_equal(fit.beta, alone.beta)
 
 

@@ -172,7 +172,8 @@ def test_passes_are_as_planned(screening, in_memory):
     passes = 3 if screening is not None else 2
     blocks = VoxelBlocks(lazy, 48 * 8 * 60)
     if in_memory:
-        blocks, passes = blocks.like(blocks.x.persist()), 1
+        with dask.config.set(scheduler="synchronous"):
+            blocks, passes = blocks.keep(), 1
     also = blocks.map_sum(lambda block: np.isnan(block).sum())
     with dask.config.set(scheduler="synchronous"):
         _, n_missing = cross_validate(blocks, design, plan, also=also)

@@ -23,9 +23,10 @@ def test_sweeps_do_not_depend_on_chunks_or_blocks(columns, rows, block):
     dual = RNG.standard_normal((4, 3, 14))
     cells = Cells.of([np.arange(9)], np.arange(14) % 2)
     with dask.config.set(scheduler="synchronous"):
-        np.testing.assert_allclose(blocks.grams(None).compute()[0], X @ X.T, rtol=1e-12, atol=1e-12)
-        for gram, mask in zip(blocks.grams(MASKS, [0, 1, 0]).compute(), MASKS, strict=True):
-            np.testing.assert_allclose(gram, X[:, mask] @ X[:, mask].T, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(blocks.grams(None)[0].compute(), X @ X.T, rtol=1e-12, atol=1e-12)
+        for each in (blocks, blocks.keep()):
+            for gram, mask in zip(dask.compute(*each.grams(MASKS, [0, 1, 0])), MASKS, strict=True):
+                np.testing.assert_allclose(gram, X[:, mask] @ X[:, mask].T, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(blocks.times(weights).compute(), X @ weights.T, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(blocks.project(X[:, :2]).compute(), X.T @ X[:, :2], rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(blocks.sums(cells).compute(), cells.sums(X), rtol=1e-12, atol=1e-12)
