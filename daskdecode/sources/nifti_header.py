@@ -185,7 +185,7 @@ def parse_header(raw: bytes, path: Path, *, is_pair: bool) -> Any:
         build: Any = header_class
         return build(raw[: header_class.sizeof_hdr])
     except HeaderDataError as error:
-        raise SourceError(f"The NIfTI header of {path} is not valid: {error}.") from error
+        raise SourceError(f"The NIfTI header of {path} is not valid: {error}") from error
 
 
 def data_offset_of(header: Any, path: Path) -> int:
@@ -217,7 +217,7 @@ def real_dtype(header: Any, path: Path) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = np.dtype(header.get_data_dtype())
     except HeaderDataError as error:
-        raise SourceError(f"The NIfTI header of {path} names an unknown data type: {error}.") from error
+        raise SourceError(f"The NIfTI header of {path} names an unknown data type: {error}") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise SourceError(f"{path} holds {dtype} values; a BOLD image holds integers or floats of at most 64 bits.")
     return dtype
@@ -227,7 +227,7 @@ def _scaling(header: Any, path: Path) -> tuple[float, float]:
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
-        raise SourceError(f"The scaling in the NIfTI header of {path} is not valid: {error}.") from error
+        raise SourceError(f"The scaling in the NIfTI header of {path} is not valid: {error}") from error
     return (1.0, 0.0) if slope is None else (float(slope), float(intercept))
 
 
@@ -235,7 +235,7 @@ def _affine(header: Any, path: Path) -> np.ndarray:
     try:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise SourceError(f"The orientation in the NIfTI header of {path} is not valid: {error}.") from error
+        raise SourceError(f"The orientation in the NIfTI header of {path} is not valid: {error}") from error
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise SourceError(
             f"The affine (voxel to world) in the NIfTI header of {path} cannot be inverted: {affine.tolist()}. "
