@@ -18,7 +18,7 @@ from daskdecode.errors import DaskDecodeError
 from daskdecode.results.maps import STATISTICS, draw_map
 from daskdecode.results.plots import class_chart, fold_chart, format_score
 from daskdecode.results.result import plain
-from daskdecode.results.scores import SCORING_NAMES, fold_scores, score_table, summarize
+from daskdecode.results.scores import REGRESSION_METRICS, SCORING_NAMES, fold_scores, is_regressor, scalars, score_table, summarize
 
 MOST_MAPS: Final = 12
 """Classes whose maps are drawn; the others' are in the result files."""
@@ -40,13 +40,13 @@ def _template() -> jinja2.Template:
 
 def _maps(decoder: Any, background: Any) -> list[dict[str, Any]]:
     """Draw weights and pattern of every class; of two classes the second only, as the first's maps are the same with the sign turned."""
-    classes = [str(c) for c in decoder.classes_]
+    classes = [str(c) for c in decoder.cv_scores_]
     shown = classes[1:] if len(classes) == 2 else classes[:MOST_MAPS]
     drawn = []
     for name in shown:
         for statistic in ("coef", "pattern"):
             kind = STATISTICS[statistic]
-            images = getattr(decoder, kind.attribute, {})
+            images = {str(key): image for key, image in getattr(decoder, kind.attribute, {}).items()}
             if name in images:
                 png = base64.b64encode(draw_map(images[name], background)).decode()
                 drawn.append({"class": name, "title": kind.title, "meaning": kind.meaning, "png": png})
@@ -70,23 +70,31 @@ def _folds(decoder: Any, table: pd.DataFrame) -> tuple[list[str], list[list[Any]
     """Header and rows of the table of folds; for two classes with the hyperparameters chosen, which are the same for both."""
     metrics = decoder.cv_metrics_.join(fold_scores(table)[["score"]])
     # Of more than two classes, the mean over one-against-rest problems: another number than the accuracy beside it.
-    scored = decoder.scoring_ if len(decoder.classes_) == 2 else f"{decoder.scoring_}, one against the rest"
-    header = ["fold", "left out", "trained on", "tested on", scored, "accuracy", "balanced accuracy", "chance accuracy"]
-    columns = ["test_runs", "n_train", "n_test", "score", "accuracy", "balanced_accuracy", "chance"]
+    scored = decoder.scoring_ if len(decoder.cv_scores_) <= 2 else f"{decoder.scoring_}, one against the rest"
+    header = ["fold", "left out", "trained on", "tested on", scored]
+    if is_regressor(decoder):
+        measures = [key for key in REGRESSION_METRICS if key != decoder.scoring_]
+        header += [REGRESSION_METRICS[key] for key in measures] + ["chance R²"]
+    else:
+        measures = ["accuracy", "balanced_accuracy"]
+        header += ["accuracy", "balanced accuracy", "chance accuracy"]
+    columns = ["test_runs", "n_train", "n_test", "score", *measures, "chance"]
     rows = [[fold, *metrics.loc[fold, columns]] for fold in metrics.index]
-    if len(decoder.classes_) == 2:
-        chosen = decoder.cv_params_.get(str(decoder.classes_[1]), {})
+    last = 1 + len(columns)
+    if len(decoder.cv_scores_) <= 2:
+        chosen = scalars(list(decoder.cv_params_.values())[-1])
         header += list(chosen)
         rows = [row + [values[n] for values in chosen.values()] for n, row in enumerate(rows)]
-    return header, [[format_score(v) if isinstance(v, float) and i not in (0, 1) and i < 8 else v for i, v in enumerate(r)] for r in rows]
+    return header, [[format_score(v) if isinstance(v, float) and 1 < i < last else v for i, v in enumerate(r)] for r in rows]
 
 
 def _chosen(decoder: Any) -> list[dict[str, Any]]:
     """Hyperparameters chosen a fold and class, for more than two classes."""
-    if len(decoder.classes_) == 2:
+    if len(decoder.cv_scores_) <= 2:
         return []
-    names = dict.fromkeys(p for params in decoder.cv_params_.values() for p in params)
-    return [{"name": p, "rows": [(c, list(params[p])) for c, params in decoder.cv_params_.items() if p in params]} for p in names]
+    every = {c: scalars(params) for c, params in decoder.cv_params_.items()}
+    names = dict.fromkeys(p for params in every.values() for p in params)
+    return [{"name": p, "rows": [(c, params[p]) for c, params in every.items() if p in params]} for p in names]
 
 
 def _provenance(decoder: Any) -> list[tuple[str, Any]]:
@@ -110,8 +118,12 @@ def _context(decoder: Any, background: Any, title: str | None, notes: Sequence[s
     folds = decoder.cv_metrics_.rename(columns={"accuracy": "score"}) if many else fold_scores(table)
     fold_score = "accuracy" if many else name
     header, fold_rows = _folds(decoder, table)
+    regression = is_regressor(decoder)
+    told = f"{len(summary['classes'])} classes" if many else " against ".join(summary["classes"]) or "values"
     return {
-        "title": title or f"Decoding {' against '.join(summary['classes']) if not many else str(len(summary['classes'])) + ' classes'}",
+        "title": title or f"Decoding {told}",
+        "regression": regression,
+        "has_weights": hasattr(decoder, "coef_"),
         "version": __version__,
         "summary": summary,
         "score_name": name,
@@ -121,8 +133,8 @@ def _context(decoder: Any, background: Any, title: str | None, notes: Sequence[s
         "fold_score": fold_score,
         "fold_chart": fold_chart(folds, fold_score),
         "class_chart": class_chart(table, name) if many else None,
-        "confusion": _confusion(decoder.confusion_),
-        "predicted": [str(c) for c in decoder.confusion_.columns],
+        "confusion": [] if regression else _confusion(decoder.confusion_),
+        "predicted": [] if regression else [str(c) for c in decoder.confusion_.columns],
         "maps": _maps(decoder, background),
         "n_maps_left_out": max(0, len(summary["classes"]) - MOST_MAPS),
         "fold_header": header,
@@ -147,7 +159,7 @@ def write_report(
 
     Parameters
     ----------
-    decoder : Decoder
+    decoder : Decoder or DecoderRegressor
         Fitted.
     path : path
         The file to write; an existing one is replaced as a whole, and its folder is made where it does not exist.

@@ -20,7 +20,7 @@ import pandas as pd
 from daskdecode._version import __version__
 from daskdecode.errors import DaskDecodeError
 from daskdecode.results.maps import STATISTICS, class_maps
-from daskdecode.results.scores import SCORE_COLUMNS, check_fitted, score_table
+from daskdecode.results.scores import SCORE_COLUMNS, check_fitted, is_regressor, score_table
 
 BIDS_VERSION: Final = "1.10.0"
 DATASET_NAME: Final = "daskdecode: decoding"
@@ -122,10 +122,20 @@ def _folds(decoder: Any, stem: str) -> dict[str, _Writer]:
         "balanced_accuracy": "Mean over classes of the share of each class that was named rightly.",
         "chance": "Accuracy of always naming the most frequent class of the training samples.",
     }
-    return _with_sidecar(_join(stem, "desc-decoding_folds"), table, "Multiclass scores of each fold.", columns)
+    if not is_regressor(decoder):
+        return _with_sidecar(_join(stem, "desc-decoding_folds"), table, "Multiclass scores of each fold.", columns)
+    columns |= {
+        "r2": "Share of the variance of the left-out values that is predicted; below 0 where their mean would have been nearer.",
+        "mean_absolute_error": "Mean distance of the predictions from the left-out values, in their units.",
+        "correlation": "Pearson's correlation of predictions and left-out values.",
+        "chance": "r2 of always predicting the mean of the training samples.",
+    }
+    return _with_sidecar(_join(stem, "desc-decoding_folds"), table, "Scores of each fold.", columns)
 
 
 def _confusion(decoder: Any, stem: str) -> dict[str, _Writer]:
+    if is_regressor(decoder):
+        return {}
     table = decoder.confusion_.rename_axis(index="true", columns=None).reset_index()
     columns = {str(c): f"Number of left-out samples that were predicted to be {c}." for c in decoder.confusion_.columns}
     columns["true"] = "Class that the samples of this row have."
@@ -141,7 +151,10 @@ def _predictions(decoder: Any, stem: str) -> dict[str, _Writer]:
         "label": "True class.",
         "predicted": "Class predicted by a decoder that had not seen the sample's fold.",
     }
-    columns |= {f"decision_{c}": f"Decision value for {c}; larger speaks for it." for c in decoder.classes_}
+    if is_regressor(decoder):
+        columns |= {"target": "True value.", "predicted": "Value predicted by a decoder that had not seen the sample's fold."}
+    else:
+        columns |= {f"decision_{c}": f"Decision value for {c}; larger speaks for it." for c in decoder.classes_}
     return _with_sidecar(
         _join(stem, "desc-decoding_predictions"), decoder.cv_predictions_, "Out-of-fold prediction of every sample.", columns
     )
@@ -149,17 +162,16 @@ def _predictions(decoder: Any, stem: str) -> dict[str, _Writer]:
 
 def _maps(decoder: Any, stem: str) -> dict[str, _Writer]:
     """Maps of every class and statistic, each with its side-car; a table of coefficients where the data have no voxel grid."""
-    values = entity_values(decoder.classes_)
+    values = entity_values(decoder.cv_scores_)
+    of = {"Predicted": "values"} if is_regressor(decoder) else {"Classes": list(decoder.classes_)}
     files: dict[str, _Writer] = {}
     for name, statistic, image in class_maps(decoder):
         base = _join(stem, f"desc-{values[name]}", f"stat-{statistic}", "statmap")
         files[f"{base}.nii.gz"] = image.to_filename  # nibabel writes gzip without time or name: same map, same bytes
-        files[f"{base}.json"] = _json_writer(
-            {"Class": name, "Classes": list(decoder.classes_), "Description": STATISTICS[statistic].meaning}
-        )
-    if files:
+        files[f"{base}.json"] = _json_writer({"Class": name, **of, "Description": STATISTICS[statistic].meaning})
+    if files or not hasattr(decoder, "coef_"):
         return files
-    problems = [str(c) for c in decoder.classes_][-len(decoder.coef_) :]  # two classes are one problem: the second one's
+    problems = [str(c) for c in decoder.cv_scores_][-len(decoder.coef_) :]  # two classes are one problem: the second one's
     table = pd.DataFrame({f"{kind}_{c}": getattr(decoder, f"{kind}_")[n] for kind in ("coef", "pattern") for n, c in enumerate(problems)})
     columns = {c: STATISTICS[c.split("_")[0]].meaning for c in table.columns} | {"feature": "Column of the data, from 0."}
     description = "Linear weights and patterns; the name after the underscore is the class that positive values speak for."
@@ -236,8 +248,8 @@ def write_results(decoder: Any, folder: str | os.PathLike[str]) -> Path:
 
     Parameters
     ----------
-    decoder : Decoder
-        Fitted.
+    decoder : Decoder or DecoderRegressor
+        Fitted. One without weights (``gnb``, trees, pipelines) has no maps; a regression has no confusion matrix.
     folder : path
         Root of the derivative data set; made where it does not exist. Several subjects may share it.
 

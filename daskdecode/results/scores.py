@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,8 +16,13 @@ SCORING_NAMES: Final = {
     "balanced_accuracy": "balanced accuracy",
     "average_precision": "average precision",
     "f1": "F1",
+    "r2": "R²",
+    "neg_mean_absolute_error": "negative mean absolute error",
 }
 """How a scoring is called in a sentence; others go by their own name."""
+
+REGRESSION_METRICS: Final = {"r2": "R²", "correlation": "correlation", "mean_absolute_error": "mean absolute error"}
+"""Columns of a regressor's ``cv_metrics_`` that are scores, and how they are called in a sentence."""
 
 SCORE_COLUMNS: Final = ("fold", "test_runs", "class", "score", "chance", "n_train", "n_test")
 """Columns of :func:`score_table` that every decoder has; hyperparameters come after them."""
@@ -26,6 +32,16 @@ def check_fitted(decoder: Any) -> None:
     """Raise :class:`~daskdecode.errors.DecodingError` where the decoder has nothing to show yet."""
     if not hasattr(decoder, "cv_scores_"):
         raise DecodingError(f"This {type(decoder).__name__} is not fitted: there are no scores to write. Call its fit() first.")
+
+
+def is_regressor(decoder: Any) -> bool:
+    """Say whether numbers were predicted: there are no classes then."""
+    return not hasattr(decoder, "classes_")
+
+
+def scalars(params: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Take the chosen hyperparameters that are single values; the lists that an estimator searched by itself are in the provenance."""
+    return {key: list(values) for key, values in params.items() if all(np.ndim(value) == 0 for value in values)}
 
 
 def chance_level(scoring: str, is_class: np.ndarray) -> float:
@@ -66,18 +82,27 @@ def score_table(decoder: Any) -> pd.DataFrame:
         For two classes both classes have their rows, with the same values, as in ``cv_scores_``.
     """
     check_fitted(decoder)
-    metrics, predictions = decoder.cv_metrics_, decoder.cv_predictions_
-    truth = {fold: group["label"].astype(str).to_numpy() for fold, group in predictions.groupby("fold", sort=False)}
+    metrics = decoder.cv_metrics_
+    chance = _chance_levels(decoder)
     rows = []
     for position, fold in enumerate(metrics.index):
-        for name in map(str, decoder.classes_):
-            is_class = truth.get(fold, np.empty(0, dtype=str)) == name
-            row = {"fold": fold, "test_runs": str(metrics.loc[fold, "test_runs"]), "class": name}
-            row |= {"score": float(decoder.cv_scores_[name][position]), "chance": chance_level(decoder.scoring_, is_class)}
+        for name, scores in decoder.cv_scores_.items():
+            row = {"fold": fold, "test_runs": str(metrics.loc[fold, "test_runs"]), "class": str(name)}
+            row |= {"score": float(scores[position]), "chance": chance.get((fold, str(name)), float("nan"))}
             row |= {"n_train": int(metrics.loc[fold, "n_train"]), "n_test": int(metrics.loc[fold, "n_test"])}
-            row |= {key: values[position] for key, values in decoder.cv_params_.get(name, {}).items()}
+            row |= {key: values[position] for key, values in scalars(decoder.cv_params_.get(name, {})).items()}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _chance_levels(decoder: Any) -> dict[tuple[Any, str], float]:
+    """Chance level of each fold and class; of a regression only for r2, that of always giving the training samples' mean."""
+    if is_regressor(decoder):
+        known = decoder.cv_metrics_["chance"].items() if decoder.scoring_ == "r2" else ()
+        return {(fold, str(name)): float(level) for fold, level in known for name in decoder.cv_scores_}
+    truth = [(fold, group["label"].astype(str)) for fold, group in decoder.cv_predictions_.groupby("fold", sort=False)]
+    names = list(map(str, decoder.cv_scores_))
+    return {(fold, name): chance_level(decoder.scoring_, (labels == name).to_numpy()) for fold, labels in truth for name in names}
 
 
 def _mean_sd(values: pd.Series) -> dict[str, float | None]:
@@ -92,6 +117,9 @@ def fold_scores(table: pd.DataFrame) -> pd.DataFrame:
 
 def summarize(decoder: Any) -> dict[str, Any]:
     """Give the headline of an analysis as plain values that JSON can hold.
+
+    A regression has no classes: ``classes`` and ``class_scores`` are empty; ``r2``, ``correlation`` and ``mean_absolute_error`` stand in
+    place of the accuracies.
 
     Parameters
     ----------
@@ -112,16 +140,22 @@ def summarize(decoder: Any) -> dict[str, Any]:
     """
     table = score_table(decoder)
     folds, metrics, provenance = fold_scores(table), decoder.cv_metrics_, decoder.provenance_
-    multiclass_chance = _mean_sd(metrics["chance"])["mean"]
+    chance = _mean_sd(metrics["chance"])["mean"]
+    if is_regressor(decoder):
+        classes = []
+        measured = {key: _mean_sd(metrics[key]) | {"chance": chance if key == "r2" else None} for key in REGRESSION_METRICS}
+    else:
+        classes = [str(c) for c in decoder.classes_]
+        levels = {"accuracy": chance, "balanced_accuracy": 1 / len(classes)}
+        measured = {key: _mean_sd(metrics[key]) | {"chance": level} for key, level in levels.items()}
     return {
         "subject": provenance.get("subject"),
-        "classes": [str(c) for c in decoder.classes_],
+        "classes": classes,
         "estimator": str(provenance.get("estimator")),
         "scoring": decoder.scoring_,
         "score": _mean_sd(folds["score"]) | {"chance": _mean_sd(folds["chance"])["mean"]},
-        "accuracy": _mean_sd(metrics["accuracy"]) | {"chance": multiclass_chance},
-        "balanced_accuracy": _mean_sd(metrics["balanced_accuracy"]) | {"chance": 1 / len(decoder.classes_)},
-        "class_scores": {str(c): _mean_sd(part["score"])["mean"] for c, part in table.groupby("class", sort=False)},
+        **measured,
+        "class_scores": {str(c): _mean_sd(part["score"])["mean"] for c, part in table.groupby("class", sort=False) if classes},
         "n_folds": len(metrics),
         "n_samples": provenance.get("n_samples"),
         "n_voxels": provenance.get("n_voxels"),
