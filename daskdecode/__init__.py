@@ -32,12 +32,14 @@ _WHERE = {
     "to_nifti": "daskdecode.data.mask",
     "mean_image": "daskdecode.data.mask",
     "Decoder": "daskdecode.models.decoder",
+    "DecoderRegressor": "daskdecode.models.regressor",
     "write_results": "daskdecode.results.result",
     "write_report": "daskdecode.results.report",
 }
 
 __all__ = [
     "Decoder",
+    "DecoderRegressor",
     "Run",
     "__version__",
     "add_mask",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from daskdecode.data.preprocess import standardize as standardize
     from daskdecode.data.select import select_labels as select_labels
     from daskdecode.models.decoder import Decoder as Decoder
+    from daskdecode.models.regressor import DecoderRegressor as DecoderRegressor
     from daskdecode.results.report import write_report as write_report
     from daskdecode.results.result import write_results as write_results
     from daskdecode.sources.bids import find_runs as find_runs

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
 import numpy as np
 from dask.delayed import Delayed
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
-from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, class_scores
+from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, class_scores, regression_scores
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.solvers import Fits, Params, Problem, Scorer
 from daskdecode.engine.sweep import VoxelBlocks
@@ -33,10 +34,10 @@ class Design:
 
     Attributes
     ----------
-    classes : ndarray of int, shape (n_samples,)
-        Class code of each sample.
-    targets : ndarray of int, shape (n_classes, n_samples)
-        -1 or +1 for each binary problem.
+    classes : ndarray of int, shape (n_samples,), or None
+        Class code of each sample; None in a regression.
+    targets : ndarray of int or float64, shape (n_classes, n_samples)
+        -1 or +1 for each binary problem; what is regressed on, one row.
     outer : sequence of (train, test)
         Folds that are reported.
     inner : sequence of sequences of (train, test), or None
@@ -52,8 +53,8 @@ class Design:
         Columns in canonical order: what a solver sees, and how ties are broken, does not depend on the order in storage.
     """
 
-    classes: Ints
-    targets: Ints
+    classes: Ints | None
+    targets: NDArray[Any]
     outer: Sequence[Split]
     inner: Sequence[Sequence[Split]] | None
     candidates: Sequence[Params]
@@ -61,6 +62,18 @@ class Design:
     scorer: Scorer
     screening: Screening | None
     voxel_order: Ints
+
+    def cells(self, train_sets: Sequence[Ints]) -> Cells:
+        """Cells of samples whose sums screening needs."""
+        if self.classes is None:
+            return Cells.of(train_sets, np.zeros(self.targets.shape[1], dtype=np.intp), self.targets[0])
+        return Cells.of(train_sets, self.classes)
+
+    def f_scores(self, sums: Floats, cells: Cells, train: Ints) -> Floats:
+        """F of every voxel and problem for one training set, shape (n_classes, n_voxels)."""
+        if self.classes is None:
+            return regression_scores(sums, cells, train)[None]
+        return class_scores(sums, cells, train, self.targets > 0)
 
     def splits(self) -> list[Split]:
         """Every (train, test) pair, outer and inner."""
@@ -89,22 +102,31 @@ class CrossValidated:
     intercepts : ndarray of float64, shape (F, C)
     decision : ndarray of float64, shape (F, C, n_samples)
         Decision values of the chosen models on all samples.
-    coef, std_coef : ndarray of float64, shape (C, n_voxels)
-        Mean and standard deviation over folds; voxels that a fold screened out count as 0.
-    pattern : ndarray of float64, shape (C, n_voxels)
+    coef, std_coef : ndarray of float64, shape (C, n_voxels), or None
+        Mean and standard deviation over folds; voxels that a fold screened out count as 0. None where the models have no weights.
+    pattern : ndarray of float64, shape (C, n_voxels), or None
         Haufe patterns.
     n_unconverged : int
         Fits that stopped at their largest number of iterations.
+    params : list of lists of mappings
+        What was chosen, indexed [fold][problem].
+    models : list of lists of estimators, or None
+        The chosen models, where they have no weights, with ``columns``, what they see of the data.
+    columns : list of lists of int arrays, or None
+        Voxels that each of ``models`` sees, in its order.
     """
 
     scores: Floats
     chosen: Ints
     intercepts: Floats
     decision: Floats
-    coef: Floats
-    std_coef: Floats
-    pattern: Floats
+    coef: Floats | None
+    std_coef: Floats | None
+    pattern: Floats | None
     n_unconverged: int
+    params: list[list[Params]]
+    models: list[list[Any]] | None = None
+    columns: list[list[Ints]] | None = None
 
 
 def training_sets(design: Design) -> list[TrainingSet]:
@@ -154,11 +176,11 @@ def cross_validate(
 
 def _screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
     """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels)."""
-    cells = Cells.of([s.train for s in sets], design.classes)
+    cells = design.cells([s.train for s in sets])
     sums, also = dask.compute(blocks.sums(cells), also)
     masks = np.zeros((len(sets), len(design.targets), blocks.shape[1]), dtype=bool)
     for s, fold in enumerate(sets):
-        for c, scores in enumerate(class_scores(sums, cells, fold.train, design.targets > 0)):
+        for c, scores in enumerate(design.f_scores(sums, cells, fold.train)):
             masks[s, c, design.voxel_order] = screening.keep(scores[design.voxel_order])
     return masks, also
 
@@ -186,6 +208,8 @@ def _fit_all(
             # Both are counted and reported once, by name, instead of once a fit.
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.simplefilter("ignore", UndefinedMetricWarning)
+            # A search of the estimator's own splits the training samples by itself, and says so once a fit.
+            warnings.filterwarnings("ignore", message="The least populated class in y has only")
             computed, also = dask.compute(tasks, also)
         for key, fits in zip(_keys(batch, masks), computed, strict=True):
             found.update(zip(key, fits, strict=True))
@@ -205,7 +229,7 @@ def _batch(
     blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], batch: Sequence[tuple[int, int]], masks: Bools | None, plan: Plan
 ) -> list[Delayed]:
     """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph; lazy."""
-    narrow = plan.route == "columns"
+    narrow = plan.route != "gram"
     if narrow:
         index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
         columns = blocks.columns(index)
@@ -237,20 +261,25 @@ def _gather(
     scores = np.full((n_folds, n_classes), np.nan)
     intercepts = np.zeros((n_folds, n_classes))
     decision = np.zeros((n_folds, n_classes, n_samples))
-    weights: list[list[Floats]] = []
+    picked: list[list[tuple[Fits, int]]] = []
     for f, (train, test) in enumerate(design.outer):
         position, fold = lookup[train.tobytes()]
-        weights.append([])
+        picked.append([])
         for c, fit in enumerate(fits[position]):
             held_out = fit.scores[:, _position(fold.tests, test)]
             pick = _last_best(held_out) if design.inner is None else _first_best(_inner_scores(design.inner[f], lookup, fits, c))
-            assert fit.weights is not None
-            assert fit.intercepts is not None
             assert fit.decision is not None
-            chosen[f, c], scores[f, c], intercepts[f, c] = pick, held_out[pick], fit.intercepts[pick]
-            decision[f, c] = fit.decision[pick]
-            weights[f].append(fit.weights[pick])
+            chosen[f, c], scores[f, c], decision[f, c] = pick, held_out[pick], fit.decision[pick]
+            intercepts[f, c] = 0.0 if fit.intercepts is None else fit.intercepts[pick]
+            picked[f].append((fit, pick))
     outer_masks = None if masks is None else np.stack([masks[lookup[train.tobytes()][0]] for train, _ in design.outer])
+    n_unconverged = sum(fit.n_unconverged for row in fits for fit in row)
+    params = [[fit.params[pick] for fit, pick in row] for row in picked]
+    found = CrossValidated(scores, chosen, intercepts, decision, None, None, None, n_unconverged, params)
+    if any(fit.weights is None for row in picked for fit, _ in row):
+        models = [[fit.models[pick] if fit.models else None for fit, pick in row] for row in picked]
+        return replace(found, models=models, columns=_columns(outer_masks, design))
+    weights = [[fit.weights[pick] for fit, pick in row if fit.weights is not None] for row in picked]
     pattern = _haufe_weights(decision.mean(axis=0))
     if plan.route == "gram":
         kept = np.ones((1, 1, blocks.shape[1]), dtype=bool) if outer_masks is None else outer_masks
@@ -258,8 +287,13 @@ def _gather(
     else:
         coef, std_coef = _scatter(weights, outer_masks, design.voxel_order)
         patterns = blocks.project(pattern.T).compute()
-    n_unconverged = sum(fit.n_unconverged for row in fits for fit in row)
-    return CrossValidated(scores, chosen, intercepts, decision, coef, std_coef, patterns.T, n_unconverged)
+    return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.T)
+
+
+def _columns(masks: Bools | None, design: Design) -> list[list[Ints]]:
+    """Voxels that the models of each outer fold and problem saw, in the order in which they saw them."""
+    order, problems = design.voxel_order, range(len(design.targets))
+    return [[order if masks is None else order[masks[f, c][order]] for c in problems] for f in range(len(design.outer))]
 
 
 def _position(tests: Sequence[Ints], test: Ints) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from daskdecode.engine.coordinate_descent import can_solve, fit_dual
@@ -22,6 +24,11 @@ class Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Floats) -> Floats:
         """Return the feature."""
         return np.asarray(X[:, 0])
+
+    def predict_proba(self, X: Floats) -> Floats:
+        """Return the probabilities of -1 and +1, where the feature is their log-odds."""
+        p = expit(X[:, 0])
+        return np.stack([1 - p, p], axis=1)
 
     def predict(self, X: Floats) -> Ints:
         """Return -1 or +1, the sign of the feature."""
@@ -58,7 +65,7 @@ def fit_on_gram(
         return [_descend(gram, problem, candidates, build, scorer, n_voxels) for problem in problems]
     factor = Factor.of(gram, train)
     fits = [fit_candidates(factor.z, problem, candidates, build, scorer, n_voxels) for problem in problems]
-    return [f if f.weights is None else Fits(f.scores, factor.dual(f.weights), f.intercepts, f.decision, f.n_unconverged) for f in fits]
+    return [f if f.weights is None else replace(f, weights=factor.dual(f.weights)) for f in fits]
 
 
 def _descend(
@@ -79,7 +86,7 @@ def _descend(
     n_unconverged = sum(fit.n_iter >= model.max_iter for fit, model in zip(fitted, models, strict=True))
     if not problem.keep:
         return Fits(scores, None, None, None, n_unconverged)
-    return Fits(scores, weights, intercepts, decision, n_unconverged)
+    return Fits(scores, weights, intercepts, decision, n_unconverged, tuple(candidates))
 
 
 def fit_on_columns(

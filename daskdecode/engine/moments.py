@@ -33,14 +33,17 @@ class Cells:
         One sample of each cell: stands for the others where membership is asked.
     counts : ndarray of int, shape (n_cells,)
         Samples in each cell.
+    target : ndarray of float64, shape (n_samples,), or None
+        What is regressed on, of mean 0: the sums of its products with the data are then taken as well.
     """
 
     of_sample: Ints
     first: Ints
     counts: Ints
+    target: Floats | None = None
 
     @classmethod
-    def of(cls, train_sets: Sequence[Ints], classes: Ints) -> Cells:
+    def of(cls, train_sets: Sequence[Ints], classes: Ints, target: Floats | None = None) -> Cells:
         """Cut the samples into cells.
 
         Parameters
@@ -48,14 +51,18 @@ class Cells:
         train_sets : sequence of int arrays
             Sample indices of each training set.
         classes : ndarray of int, shape (n_samples,)
-            Class code of each sample.
+            Class code of each sample; all 0 in a regression.
+        target : ndarray of float64, shape (n_samples,), optional
+            What is regressed on.
         """
         signature = np.zeros((classes.size, len(train_sets) + 1), dtype=np.int64)
         signature[:, 0] = classes
         for column, train in enumerate(train_sets, start=1):
             signature[train, column] = 1
         _, first, of_sample, counts = np.unique(signature, axis=0, return_index=True, return_inverse=True, return_counts=True)
-        return cls(of_sample.ravel().astype(np.intp), first.astype(np.intp), counts.astype(np.intp))
+        # Correlations do not depend on the target's mean; without it fewer digits cancel.
+        centred = None if target is None else target - target.mean()
+        return cls(of_sample.ravel().astype(np.intp), first.astype(np.intp), counts.astype(np.intp), centred)
 
     def within(self, train: Ints) -> Bools:
         """Say which cells lie inside a training set; shape (n_cells,)."""
@@ -64,7 +71,7 @@ class Cells:
         return np.asarray(inside[self.first])
 
     def sums(self, x: NDArray[np.floating]) -> Floats:
-        """Sums and sums of squares over each cell.
+        """Sums and sums of squares over each cell, and of products with the target where there is one.
 
         Parameters
         ----------
@@ -72,12 +79,13 @@ class Cells:
 
         Returns
         -------
-        ndarray of float64, shape (2, n_cells, n_voxels)
+        ndarray of float64, shape (2 or 3, n_cells, n_voxels)
         """
         indicator = np.zeros((self.first.size, x.shape[0]))
         indicator[self.of_sample, np.arange(x.shape[0])] = 1.0
         x = np.asarray(x, dtype=np.float64)
-        return np.stack([indicator @ x, indicator @ np.square(x)])
+        sums = [indicator @ x, indicator @ np.square(x)]
+        return np.stack(sums if self.target is None else [*sums, (indicator * self.target) @ x])
 
 
 def f_statistic(total: Floats, positive: Floats, squares: Floats, n_total: int, n_positive: int) -> Floats:
@@ -164,3 +172,37 @@ def class_scores(sums: Floats, cells: Cells, train: Ints, positive: Bools) -> Fl
     n_total = int(cells.counts[inside].sum())
     n_positive = (of_class @ cells.counts).tolist()
     return np.stack([f_statistic(total, p, squares, n_total, n) for p, n in zip(positives, n_positive, strict=True)])
+
+
+def regression_scores(sums: Floats, cells: Cells, train: Ints) -> Floats:
+    """F-test of the correlation of every voxel with the target, for one training set.
+
+    ``F = r^2 / (1 - r^2) * (n - 2)``, as :func:`sklearn.feature_selection.f_regression`.
+
+    Parameters
+    ----------
+    sums : ndarray of float64, shape (3, n_cells, n_voxels)
+        What :meth:`Cells.sums` gave for all voxels.
+    cells : Cells
+        With a target.
+    train : ndarray of int
+        Sample indices of the training set.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_voxels,)
+        NaN for a voxel that is constant over the training samples.
+    """
+    assert cells.target is not None
+    inside = cells.within(train)
+    total, squares, products = inside.astype(np.float64) @ sums
+    y = cells.target[train]
+    power = squares - np.square(total) / train.size
+    # Of a constant voxel rounding is left, whose correlation could be anything.
+    power = np.where(power > train.size * np.finfo(np.float64).eps * squares, power, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norms = np.sqrt(power) * np.linalg.norm(y - y.mean())
+        r_squared = np.minimum(np.square((products - y.mean() * total) / norms), 1.0)
+        scores = np.minimum(r_squared / (1 - r_squared) * (train.size - 2), np.finfo(np.float64).max)
+    # A perfect correlation has an infinite F: the largest number keeps it first, as in scikit-learn.
+    return np.asarray(np.where(power > 0, scores, np.nan))

@@ -11,7 +11,7 @@ from dask.utils import format_bytes, parse_bytes
 
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
-Route = Literal["gram", "columns"]
+Route = Literal["gram", "columns", "direct"]
 
 _BLOCK_NBYTES = 128 * 2**20
 """Large enough for BLAS and few tasks, small enough to hold several."""
@@ -43,6 +43,12 @@ class Workload:
         Cells of the screening sums; 0 without screening.
     n_blocks, block_voxels : int
         Blocks of voxels a sweep, and voxels in the largest.
+    n_sums : int
+        Sums a cell: 2 (of the data and of their squares), 3 in a regression (and of their products with the target).
+    needs_voxels : bool
+        Whether the estimator must see the voxels even where they outnumber the samples.
+    fit_nbytes : int
+        Bytes that the fits that run at one time take beside their training samples, where they see voxels.
     """
 
     n_samples: int
@@ -56,6 +62,9 @@ class Workload:
     n_cells: int
     n_blocks: int
     block_voxels: int
+    n_sums: int = 2
+    needs_voxels: bool = False
+    fit_nbytes: int = 0
 
     @property
     def screened(self) -> bool:
@@ -79,9 +88,9 @@ class Plan:
 
     Attributes
     ----------
-    route : {"gram", "columns"}
+    route : {"gram", "columns", "direct"}
         ``"gram"``: solvers see a factor of the n x n Gram matrix; ``"columns"``: there are no more voxels than samples, so solvers see the
-        voxels themselves.
+        voxels themselves; ``"direct"``: they see the voxels although there are more of them, because the estimator needs them.
     reason : str
     in_memory : bool
         Whether the selected data are kept in memory after the one pass that reads them.
@@ -155,9 +164,9 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
         If even one set of voxels at a time, streamed, exceeds the budget; the message shows the sum.
     """
     allowed = memory_budget(budget)
-    route: Route = "columns" if w.n_kept <= w.n_samples else "gram"
+    route: Route = "columns" if w.n_kept <= w.n_samples else "direct" if w.needs_voxels else "gram"
     data = w.n_samples * w.n_voxels * w.itemsize
-    parts = _fixed_parts(w)
+    parts = _fixed_parts(w, route)
     one = _one_selection(w, route)
     streamed = sum(parts.values())
     if streamed + one > allowed:
@@ -184,22 +193,27 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
     )
 
 
-def _fixed_parts(w: Workload) -> dict[str, int]:
+def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
     """Bytes that do not depend on how many sets of voxels are worked on together."""
     wide = 8 * w.n_samples * w.block_voxels
     weights = 8 * w.n_folds * w.n_classes * (w.n_candidates * 3 * w.n_samples + w.block_voxels * CPU_COUNT)
-    return {
+    parts = {
         f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks),
-        "sums for screening": 32 * w.n_cells * w.n_voxels,
+        "sums for screening": 16 * w.n_sums * w.n_cells * w.n_voxels,
         "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
         "weights": weights + 8 * 4 * w.n_classes * w.n_voxels,
-        f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT,
     }
+    if route == "direct":
+        return parts | {
+            f"training samples of fits ({CPU_COUNT} at a time)": 2 * 8 * w.n_samples * w.n_kept * CPU_COUNT,
+            "inside the solver": w.fit_nbytes,
+        }
+    return parts | {f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT}
 
 
 def _one_selection(w: Workload, route: Route) -> int:
     """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
-    if route == "columns":
+    if route != "gram":
         return 8 * 3 * w.n_samples * w.n_kept
     return 8 * w.n_samples**2 * (1 + min(w.n_blocks, CPU_COUNT + 1))
 
@@ -207,6 +221,14 @@ def _one_selection(w: Workload, route: Route) -> int:
 def _reason(w: Workload, route: Route) -> str:
     if route == "columns":
         return f"{w.n_kept} voxels a problem, no more than the {w.n_samples} samples, so the solver sees the voxels themselves"
+    if route == "direct":
+        columns, fits = 8 * w.n_samples * w.n_kept, 2 * 8 * w.n_samples * w.n_kept * CPU_COUNT + w.fit_nbytes
+        return (
+            f"this estimator depends on the voxels one by one, so it sees all {w.n_kept} of a problem although there are only "
+            f"{w.n_samples} samples: {format_bytes(columns)} for the columns in double precision, {format_bytes(fits)} for the fits that "
+            f"run together, and each of {w.n_fits} fits at its price on voxels. An L2 penalty (svc, logistic, ridge) needs only their "
+            "Gram matrix"
+        )
     return f"{w.n_kept} voxels a problem, more than the {w.n_samples} samples, so the solver sees a factor of the Gram matrix"
 
 

@@ -1,4 +1,4 @@
-"""One training set of one binary problem: fit every candidate, score it on every test set that asks for it.
+"""One training set of one problem: fit every candidate, score it on every test set that asks for it.
 
 Pure functions on NumPy arrays; the estimators are scikit-learn's.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.svm import LinearSVC
+from scipy.special import logit
+from sklearn.base import is_regressor
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.linear_model import LassoCV, LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV
+from sklearn.pipeline import Pipeline
 
-from daskdecode.errors import DecodingError
+from daskdecode.engine.registry import TimesMinC, takes_turns
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Params = Mapping[str, Any]
-Scorer = Callable[[Any, Floats, Ints], float]
+Scorer = Callable[[Any, Floats, NDArray[Any]], float]
 
 
 _ONE_LIBLINEAR = threading.Lock()
@@ -28,48 +33,15 @@ coefficients change by about 1e-5 from one run to the next. Fits of a process th
 
 
 @dataclass(frozen=True)
-class LinearModel:
-    """A linear estimator by its name in :class:`daskdecode.Decoder`.
-
-    Attributes
-    ----------
-    build : callable
-        ``build(n_train, n_voxels, **params)``: an unfitted scikit-learn estimator, as it would be for the full problem.
-    param_grid : mapping
-        The grid that is searched where the user gives none.
-    """
-
-    build: Callable[..., Any]
-    param_grid: Mapping[str, Sequence[Any]]
-
-
-def _linear_svc(n_train: int, n_voxels: int, **params: Any) -> LinearSVC:
-    # dual="auto" would look at the factor, which never has more columns than samples, and take the primal solver: another tolerance,
-    # other numbers. The choice is made on the problem that the factor stands for.
-    settings = {"dual": "auto", "max_iter": 10_000, "random_state": 0} | params
-    if settings["dual"] == "auto":
-        settings["dual"] = n_train < n_voxels or settings.get("loss") == "hinge"
-    if settings.get("penalty", "l2") != "l2":
-        raise DecodingError(f"estimator='svc' has an L2 penalty; penalty={settings['penalty']!r} cannot be given to it.")
-    return LinearSVC(**settings)
-
-
-_SVC = LinearModel(build=_linear_svc, param_grid={"C": (1, 10, 100)})
-
-MODELS: Mapping[str, LinearModel] = {"svc": _SVC, "svc_l2": _SVC}
-"""Estimators that the Gram route knows, by name."""
-
-
-@dataclass(frozen=True)
 class Problem:
-    """A training set of a binary problem, with the test sets to score it on.
+    """A training set of a binary problem or of a regression, with the test sets to score it on.
 
     Attributes
     ----------
     train : ndarray of int
         Sample indices.
-    target : ndarray of int, shape (n_samples,)
-        -1 or +1.
+    target : ndarray, shape (n_samples,)
+        -1 or +1 (int), or what is regressed on (float64).
     tests : tuple of int arrays
         Sample indices of each test set.
     keep : bool
@@ -77,7 +49,7 @@ class Problem:
     """
 
     train: Ints
-    target: Ints
+    target: NDArray[Any]
     tests: tuple[Ints, ...]
     keep: bool
 
@@ -94,9 +66,13 @@ class Fits:
         Weights on the columns that were given to the solver.
     intercepts : ndarray of float64, shape (n_candidates,), or None
     decision : ndarray of float64, shape (n_candidates, n_samples), or None
-        Decision values of all samples.
+        Decision values (of a regression: predictions) of all samples; without weights, of those in test sets, else NaN.
     n_unconverged : int
         Candidates that stopped at ``max_iter``.
+    params : tuple of mappings
+        What each candidate was: its hyperparameters, and what its estimator chose by itself.
+    models : tuple of estimators, or None
+        The fitted estimators, where weights may not be all of them.
     """
 
     scores: Floats
@@ -104,6 +80,8 @@ class Fits:
     intercepts: Floats | None
     decision: Floats | None
     n_unconverged: int
+    params: tuple[Params, ...] = ()
+    models: tuple[Any, ...] | None = None
 
 
 def fit_candidates(
@@ -130,16 +108,93 @@ def fit_candidates(
     Fits
     """
     z_train, target = np.ascontiguousarray(z[problem.train]), problem.target[problem.train]
-    with _ONE_LIBLINEAR:
-        fitted = [build(problem.train.size, n_voxels, **params).fit(z_train, target) for params in candidates]
+    settings = [resolve(params, z_train, target) for params in candidates]
+    unfitted = [build(problem.train.size, n_voxels, **params) for params in settings]
+    with _ONE_LIBLINEAR if any(map(takes_turns, unfitted)) else nullcontext():
+        fitted = [model.fit(z_train, target) for model in unfitted]
     scores = np.array([[float(scorer(model, z[test], problem.target[test])) for test in problem.tests] for model in fitted])
     n_unconverged = sum(_at_max_iter(model) for model in fitted)
     if not problem.keep:
         return Fits(scores, None, None, None, n_unconverged)
-    weights = np.stack([np.ravel(model.coef_) for model in fitted]).astype(np.float64)
-    intercepts = np.array([float(np.ravel(model.intercept_)[0]) for model in fitted])
-    return Fits(scores, weights, intercepts, weights @ z.T + intercepts[:, None], n_unconverged)
+    chosen = tuple({**params, **_own_choice(model)} for params, model in zip(settings, fitted, strict=True))
+    lines = [linear_part(model, z_train) for model in fitted]
+    if any(line is None for line in lines):
+        decision = np.full((len(fitted), z.shape[0]), np.nan)
+        for row, model in zip(decision, fitted, strict=True):
+            for test in problem.tests:
+                row[test] = decision_values(model, z[test])
+        return Fits(scores, None, None, decision, n_unconverged, chosen, tuple(fitted))
+    weights = np.stack([line[0] for line in lines if line is not None])
+    intercepts = np.array([line[1] for line in lines if line is not None])
+    # On voxels the models are kept as well: in another fold, weights may not be all of them.
+    models = tuple(fitted) if z.shape[1] == n_voxels else None
+    return Fits(scores, weights, intercepts, weights @ z.T + intercepts[:, None], n_unconverged, chosen, models)
+
+
+def resolve(params: Params, x: Floats, target: NDArray[Any]) -> Params:
+    """Settings for training samples: those that depend on the data become numbers."""
+    return {name: value.of(x, target) if isinstance(value, TimesMinC) else value for name, value in params.items()}
+
+
+def decision_values(model: Any, x: Floats) -> Floats:
+    """What a fitted binary classifier or regressor says of samples, as one number each: positive speaks for +1.
+
+    A regressor's prediction; a classifier's ``decision_function``, or else the log-odds of its probabilities, or else its labels.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_samples,)
+    """
+    if is_regressor(model):
+        return np.ravel(model.predict(x)).astype(np.float64)
+    if hasattr(model, "decision_function"):
+        return np.ravel(model.decision_function(x)).astype(np.float64)
+    if hasattr(model, "predict_joint_log_proba"):
+        # Naive Bayes: over many voxels the probabilities themselves are 0 and 1 to the last bit.
+        joint = model.predict_joint_log_proba(x)
+        return np.asarray(joint[:, 1] - joint[:, 0])
+    if hasattr(model, "predict_proba"):
+        eps = np.finfo(np.float64).eps
+        return np.asarray(logit(np.clip(model.predict_proba(x)[:, 1], eps, 1 - eps)))
+    return np.asarray(model.predict(x), dtype=np.float64)
+
+
+def gives_probabilities(estimator: Any) -> bool:
+    """Say whether the logistic function turns an estimator's :func:`decision_values` into its probabilities; unfitted will do."""
+    last = estimator
+    while isinstance(last, Pipeline):
+        last = last.steps[-1][1]
+    logistic = isinstance(last, LogisticRegression | LogisticRegressionCV | LinearDiscriminantAnalysis | QuadraticDiscriminantAnalysis)
+    return hasattr(estimator, "predict_proba") and (logistic or not hasattr(estimator, "decision_function"))
+
+
+def linear_part(model: Any, x: Floats) -> tuple[Floats, float] | None:
+    """Weights (n_columns,) and intercept of a fitted model; None where it has none, or where they are not the whole of its decision.
+
+    Some estimators have a ``coef_`` for something else (partial least squares for centred data, Poisson regression for a logarithm):
+    what they say of the samples ``x`` tells.
+    """
+    try:
+        weights = np.ravel(model.coef_).astype(np.float64)
+        intercept = float(np.ravel(model.intercept_)[0])
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return None
+    if weights.size != x.shape[1]:
+        return None
+    said = decision_values(model, x)
+    return (weights, intercept) if np.allclose(x @ weights + intercept, said, rtol=1e-6, atol=1e-6 * np.abs(said).max()) else None
+
+
+def _own_choice(model: Any) -> Params:
+    """What an estimator with a search of its own has chosen, by nilearn's names."""
+    if isinstance(model, RidgeCV | RidgeClassifierCV | LassoCV):
+        return {"best_alpha": float(model.alpha_)}
+    if isinstance(model, LogisticRegressionCV):
+        return {"best_C": float(np.ravel(model.C_)[0])}
+    return {}
 
 
 def _at_max_iter(model: Any) -> bool:
-    return bool(np.max(getattr(model, "n_iter_", 0)) >= getattr(model, "max_iter", np.inf))
+    # Only where reaching the largest number of iterations is a failure: to boosted trees it is the size asked for.
+    n_iter, most = getattr(model, "n_iter_", None), getattr(model, "max_iter", None)
+    return hasattr(model, "coef_") and n_iter is not None and most is not None and 0 < most <= int(np.max(n_iter))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, mean_absolute_error, r2_score
 
 from daskdecode._version import __version__
 from daskdecode.engine.crossval import CrossValidated, Split
@@ -79,6 +79,42 @@ def metrics(table: pd.DataFrame, splits: Sequence[Split], y: NDArray[Any]) -> pd
     return pd.DataFrame(rows).set_index("fold")
 
 
+def regression_predictions(
+    samples: Samples, splits: Sequence[Split], y: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> pd.DataFrame:
+    """Out-of-fold predictions of numbers, a row for each test sample of each fold; ``predicted`` is (n_folds, n_samples)."""
+    rows = []
+    for fold, (_, test) in enumerate(splits):
+        run: Any = "" if samples.groups is None else samples.groups[test]
+        rows.append(pd.DataFrame({"sample": test, "fold": fold, "run": run, "target": y[test], "predicted": predicted[fold][test]}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def regression_metrics(table: pd.DataFrame, splits: Sequence[Split], y: NDArray[np.float64]) -> pd.DataFrame:
+    """Scores of predicted numbers, fold by fold; ``chance`` is the r2 of always giving the training samples' mean.
+
+    NaN where a score is not defined: r2 of a single sample, the correlation of a constant.
+    """
+    rows = []
+    for fold, (train, _) in enumerate(splits):
+        tested = table[table["fold"] == fold]
+        target, predicted = tested["target"].to_numpy(), tested["predicted"].to_numpy()
+        several, vary = target.size > 1, min(target.std(), predicted.std()) > 0
+        rows.append(
+            {
+                "fold": fold,
+                "test_runs": ", ".join(dict.fromkeys(tested["run"].astype(str))),
+                "n_train": train.size,
+                "n_test": len(tested),
+                "r2": r2_score(target, predicted) if several else np.nan,
+                "mean_absolute_error": mean_absolute_error(target, predicted),
+                "correlation": np.corrcoef(target, predicted)[0, 1] if vary else np.nan,
+                "chance": r2_score(target, np.full(target.size, y[train].mean())) if several else np.nan,
+            }
+        )
+    return pd.DataFrame(rows).set_index("fold")
+
+
 def confusion(table: pd.DataFrame, classes: NDArray[Any]) -> pd.DataFrame:
     """Counts of true (rows) and predicted (columns) labels over all folds."""
     counts = confusion_matrix(table["label"], table["predicted"], labels=classes)
@@ -106,7 +142,7 @@ def notes(samples: Samples, splits: Sequence[Split], plan: Plan, quality: Qualit
         )
     undefined = int(np.isnan(found.scores).sum())
     if undefined:
-        said.append(f"{undefined} scores are not defined (NaN): a test fold has a single class.")
+        said.append(f"{undefined} scores are not defined (NaN): a test fold has a single class, or too few samples.")
     return said
 
 
@@ -118,15 +154,21 @@ def scaling_note(standardize: str | None) -> list[str]:
     return [f"standardize={standardize!r} {said}"]
 
 
-def describe_samples(samples: Samples, quality: Quality) -> dict[str, Any]:
-    """Say what was decoded: source, runs, label counts, bad voxels; JSON-able."""
-    labels, counts = np.unique(np.asarray(samples.y).astype(str), return_counts=True)
+def describe_samples(samples: Samples, quality: Quality, *, classes: bool) -> dict[str, Any]:
+    """Say what was decoded: source, runs, counts of labels or the range of values, bad voxels; JSON-able."""
+    y = np.asarray(samples.y)
+    if classes:
+        labels, counts = np.unique(y.astype(str), return_counts=True)
+        told: dict[str, Any] = {"labels": dict(zip(labels.tolist(), counts.tolist(), strict=True))}
+    else:
+        y = y.astype(np.float64)
+        told = {"target": {"mean": float(y.mean()), "sd": float(y.std(ddof=1)), "min": float(y.min()), "max": float(y.max())}}
     return {
         **samples.source,
         "n_samples": int(samples.x.shape[0]),
         "n_voxels": int(samples.x.shape[1]),
         "runs": [] if samples.groups is None else list(dict.fromkeys(samples.groups.tolist())),
-        "labels": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
+        **told,
         "n_nonfinite_voxels": quality.n_nonfinite,
         "n_constant_voxels": quality.n_constant,
     }
@@ -136,6 +178,8 @@ def plain(value: Any) -> Any:
     """Turn NumPy scalars into Python's, and settings that JSON has no word for into text."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

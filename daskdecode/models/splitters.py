@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import LeaveOneGroupOut, PredefinedSplit, StratifiedKFold
+from sklearn.model_selection import KFold, LeaveOneGroupOut, PredefinedSplit, StratifiedKFold
 
 from daskdecode.errors import DecodingError
 
@@ -17,7 +17,7 @@ Ints = NDArray[np.intp]
 Split: TypeAlias = tuple[Ints, Ints]
 
 
-def outer_splits(cv: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Split]:
+def outer_splits(cv: Any, y: NDArray[Any], groups: NDArray[Any] | None, *, classes: bool = True) -> list[Split]:
     """Folds of a cross-validation.
 
     Parameters
@@ -30,6 +30,8 @@ def outer_splits(cv: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[
         Labels.
     groups : ndarray, shape (n_samples,), or None
         Run of each sample; splitters of scikit-learn see it as it is.
+    classes : bool
+        Whether y are classes. Of numbers, an int is :class:`~sklearn.model_selection.KFold` without shuffling.
 
     Returns
     -------
@@ -41,25 +43,26 @@ def outer_splits(cv: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[
     DecodingError
         Fewer than two runs, no folds, a fold without samples, a class missing from a training set.
     """
-    splits = _split(_splitter(cv), y, groups)
+    splits = _split(_splitter(cv, classes), y, groups)
     for number, (train, test) in enumerate(splits):
-        _check_fold(number, train, test, y, groups)
+        _check_fold(number, train, test, y if classes else None, groups)
     return splits
 
 
-def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Split]:
+def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | None, *, classes: bool = True) -> list[Split]:
     """Folds inside one training set, by the same rule as outside; indices count in the whole data.
 
-    A list of folds says nothing about other samples: there the rule is leave-one-run-out where runs are known, else five stratified folds.
+    A list of folds says nothing about other samples: there the rule is leave-one-run-out where runs are known, else five folds
+    (stratified where y are classes).
 
     Raises
     ------
     DecodingError
         If the training set has a single run, or a class is missing from an inner training set.
     """
-    rule: Any = _splitter(cv)
+    rule: Any = _splitter(cv, classes)
     if isinstance(rule, list | PredefinedSplit):
-        rule = StratifiedKFold(5) if groups is None else _LeaveOneRunOut()
+        rule = (StratifiedKFold if classes else KFold)(5) if groups is None else _LeaveOneRunOut()
     inside_groups = None if groups is None else groups[train]
     if isinstance(rule, LeaveOneGroupOut) and groups is not None and np.unique(groups[train]).size < 2:
         raise DecodingError(
@@ -74,7 +77,7 @@ def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | N
             "another cv=, or tune='held_out' (optimistic)."
         ) from error
     found = [(train[a], train[b]) for a, b in splits]
-    for a, _ in found:
+    for a, _ in found if classes else ():
         missing = set(np.unique(y).tolist()) - set(np.unique(y[a]).tolist())
         if missing:
             raise DecodingError(
@@ -101,7 +104,7 @@ class _LeaveOneRunOut(LeaveOneGroupOut):  # type: ignore[misc]
         return "leave-one-run-out"
 
 
-def _splitter(cv: Any) -> Any:
+def _splitter(cv: Any, classes: bool) -> Any:
     """Return something with ``split``, or a list of folds."""
     if isinstance(cv, str):
         if cv != "run":
@@ -110,7 +113,7 @@ def _splitter(cv: Any) -> Any:
     if isinstance(cv, int | np.integer) and not isinstance(cv, bool):
         if cv < 2:
             raise DecodingError(f"cv={cv}: cross-validation needs at least 2 folds.")
-        return StratifiedKFold(int(cv))
+        return (StratifiedKFold if classes else KFold)(int(cv))
     if hasattr(cv, "split"):
         return cv
     if isinstance(cv, Iterable):
@@ -175,13 +178,13 @@ def _check_runs(groups: NDArray[Any] | None) -> None:
         raise DecodingError(f"Leave-one-run-out needs at least 2 runs, but all samples are of run {runs[0]!s}. Use cv=5, or add runs.")
 
 
-def _check_fold(number: int, train: Ints, test: Ints, y: NDArray[Any], groups: NDArray[Any] | None) -> None:
+def _check_fold(number: int, train: Ints, test: Ints, labels: NDArray[Any] | None, groups: NDArray[Any] | None) -> None:
     where = f"Fold {number}" if groups is None else f"Fold {number} (test run {', '.join(map(str, np.unique(groups[test])))})"
     if not train.size or not test.size:
         raise DecodingError(f"{where} has {train.size} training and {test.size} test samples: both need some.")
     if np.intersect1d(train, test).size:
         raise DecodingError(f"{where} trains and tests on the same samples.")
-    missing = [str(label) for label in np.unique(y) if not np.any(y[train] == label)]
+    missing = [] if labels is None else [str(label) for label in np.unique(labels) if not np.any(labels[train] == label)]
     if missing:
         raise DecodingError(
             f"{where}: class {', '.join(map(repr, missing))} has no training samples. Leave the class out, or use another cv=."

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from daskdecode.engine.crossval import Design, cross_validate, training_sets
 from daskdecode.engine.moments import Cells, Screening
 from daskdecode.engine.plan import Workload, make_plan
-from daskdecode.engine.solvers import MODELS
+from daskdecode.engine.registry import CLASSIFIERS
 from daskdecode.engine.sweep import VoxelBlocks
 
 CANDIDATES = [{"C": 1e-3}, {"C": 1e-2}, {"C": 1.0}]
@@ -45,7 +45,7 @@ def design_of(classes, runs, screening, nested, n_voxels):
         outer=outer,
         inner=[leave_one_run_out(runs, train) for train, _ in outer] if nested else None,
         candidates=CANDIDATES,
-        build=partial(MODELS["svc"].build),
+        build=partial(CLASSIFIERS["svc"].build),
         scorer=get_scorer("roc_auc"),
         screening=screening,
         voxel_order=np.arange(n_voxels),

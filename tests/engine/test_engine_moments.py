@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.feature_selection import SelectKBest, SelectPercentile, f_classif
+from sklearn.feature_selection import SelectKBest, SelectPercentile, f_classif, f_regression
 from sklearn.model_selection import LeaveOneGroupOut, ShuffleSplit
 
-from daskdecode.engine.moments import Cells, Screening, class_scores
+from daskdecode.engine.moments import Cells, Screening, class_scores, regression_scores
 from daskdecode.errors import DecodingError
 
 
@@ -57,6 +57,34 @@ def test_cells_cover_each_sample_once_and_never_straddle_a_training_set():
     for train in trains:
         member = np.isin(np.arange(60), train)
         np.testing.assert_array_equal(member, cells.within(train)[cells.of_sample])
+
+
+@pytest.mark.parametrize("kind", ["run", "shuffle"])
+@pytest.mark.parametrize("offset", [0, 500])
+def test_screening_of_a_regression_selects_what_scikit_learn_selects(kind, offset):
+    x, _, runs = problem()
+    y = np.random.default_rng(3).standard_normal(48) + 0.3 * x[:, 4] + offset
+    x[:, 7] = 3.0
+    trains = splits_of(kind, x, runs)
+    cells = Cells.of(trains, np.zeros(48, dtype=int), y)
+    sums = cells.sums(x)
+    assert sums.shape[0] == 3
+    for train in trains:
+        ours = regression_scores(sums, cells, train)
+        theirs, _ = f_regression(x[train], y[train])
+        varies = np.arange(37) != 7
+        np.testing.assert_allclose(ours[varies], theirs[varies], rtol=1e-9, atol=1e-11)
+        chosen = SelectPercentile(f_regression, percentile=23).fit(x[train], y[train]).get_support()
+        np.testing.assert_array_equal(Screening(percentile=23).keep(ours), chosen)
+
+
+def test_a_perfect_correlation_comes_first():
+    x, _, runs = problem()
+    train = splits_of("run", x, runs)[0]
+    cells = Cells.of([train], np.zeros(48, dtype=int), -2 * x[:, 5] + 1)
+    scores = regression_scores(cells.sums(x), cells, train)
+    assert np.isfinite(scores).all()
+    assert scores.argmax() == 5
 
 
 def test_constant_voxels_are_never_selected():

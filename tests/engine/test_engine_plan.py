@@ -57,3 +57,15 @@ def test_a_plan_says_everything_in_words_and_in_json():
     for word in ("gram", "216 samples x 40000 voxels", "one pass", "8000 a problem after screening", "predicted", "tasks"):
         assert word in str(plan)
     assert json.loads(json.dumps(plan.to_dict()))["passes"] == 1
+
+
+def test_an_estimator_that_needs_voxels_says_what_that_costs():
+    gram = make_plan(WHOLE_BRAIN, "8GB")
+    direct = make_plan(replace(WHOLE_BRAIN, needs_voxels=True, fit_nbytes=10**9), "8GB")
+    assert (gram.route, direct.route) == ("gram", "direct")
+    assert direct.peak_nbytes > gram.peak_nbytes + 10**9
+    assert "8000 of a problem although there are only 216 samples" in direct.reason
+    small = replace(WHOLE_BRAIN, n_voxels=150, n_kept=150, n_cells=0, needs_voxels=True)
+    assert make_plan(small, "8GB").route == "columns"
+    with pytest.raises(MemoryBudgetError, match="inside the solver"):
+        make_plan(replace(WHOLE_BRAIN, needs_voxels=True, fit_nbytes=10**10), "8GB")

@@ -304,7 +304,7 @@ X, Y, G = make()
         ({"memory_budget": "lots"}, (X, Y, G), "memory_budget='lots' is not a size"),
         ({"scoring": "neg_log_loss"}, (X, Y, G), "refuses the estimator or the scorer .* predict_proba"),
         ({"estimator_args": {"class_weight": {"c1": 2}}}, (X, Y, G), "refuses the estimator or the scorer"),
-        ({"estimator_args": {"penalty": "l1"}}, (X, Y, G), "has an L2 penalty"),
+        ({"estimator_args": {"penalty": "l1"}}, (X, Y, G), "penalty cannot be changed"),
         ({"screening_percentile": "20"}, (X, Y, G), "must be a number"),
         ({"param_grid": {"C": []}}, (X, Y, G), "param_grid="),
         ({"cv": [([0.5, 1.5], [3])]}, (X, Y, G), "list of sample numbers"),
