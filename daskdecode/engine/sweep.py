@@ -130,6 +130,10 @@ class VoxelBlocks:
         """Sum of ``function(block)`` over the blocks, lazily."""
         return tree_sum(self._map(function))
 
+    def map_sum_with(self, function: Any, columnwise: NDArray[Any]) -> Delayed:
+        """Sum of ``function(block, part)`` over the blocks, lazily; ``part`` is the block's share of an array with one column a voxel."""
+        return tree_sum(self._map(function, columnwise))
+
     def times(self, weights: Floats) -> Delayed:
         """X times the transpose of weights (n_columns, n_voxels), lazily (n_samples, n_columns) float64."""
         return tree_sum(self._map(_times, weights))
