@@ -1,0 +1,162 @@
+"""Which labels may change places under the null hypothesis, and how one permutation is drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from daskdecode import schema
+from daskdecode.errors import DecodingError
+
+Ints = NDArray[np.intp]
+Exchange = Literal["within_run", "blocks"]
+
+_GAP = 1.5
+"""Volumes further apart than this many repetition times have something between them that was not selected."""
+
+
+@dataclass(frozen=True)
+class Exchangeable:
+    """Units of samples, and the sets within which units change places.
+
+    Attributes
+    ----------
+    units : ndarray of int, shape (n_units, length) for each set
+        Sample indices; a row keeps its order wherever it goes. One array a set.
+    """
+
+    units: tuple[Ints, ...]
+    n_samples: int
+
+    def draw(self, seed: int, number: int) -> Ints:
+        """Permutation ``number`` of a seed, shape (n_samples,): sample i gets the label of sample ``draw(...)[i]``.
+
+        Each has a generator of its own, so that it depends on nothing else: not on workers, order, or how many there are.
+        """
+        rng = np.random.default_rng([seed, number])
+        order = np.arange(self.n_samples)
+        for units in self.units:
+            order[units.ravel()] = units[rng.permutation(len(units))].ravel()
+        return order
+
+    def n_arrangements(self, y: NDArray[Any]) -> int:
+        """Count the different labellings that can be drawn: the smallest attainable p value is about one over it."""
+        total = 1
+        for units in self.units:
+            _, counts = np.unique(y[units[:, 0]], return_counts=True)
+            total *= math.factorial(len(units)) // math.prod(math.factorial(int(c)) for c in counts)
+        return total
+
+
+def exchangeable(
+    exchange: Exchange,
+    y: NDArray[Any],
+    groups: NDArray[Any] | None,
+    times: NDArray[np.float64] | None = None,
+    blocks: NDArray[Any] | None = None,
+) -> Exchangeable:
+    """Lay out what may be exchanged.
+
+    ``"within_run"``: single samples of a run. ``"blocks"``: the stimulation blocks of a run that have the same number of samples. Blocks
+    of different lengths never change places: neither labels that would leave the block's boundaries, nor a class that would gain samples,
+    are arrangements that the experiment could have had (Winkler et al. 2015).
+
+    Parameters
+    ----------
+    exchange : {"within_run", "blocks"}
+    y, groups, times : as for :func:`stretches`
+        ``groups`` None: one run.
+    blocks : ndarray, shape (n_samples,), optional
+        Block of each sample, where it is known. Default: the stretches.
+
+    Raises
+    ------
+    DecodingError
+        No two units with different labels can change places.
+    """
+    runs = np.zeros(y.size, dtype=np.intp) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+    if exchange == "within_run":
+        units = [np.flatnonzero(runs == run)[:, None] for run in range(runs.max() + 1)]
+    else:
+        found_blocks = stretches(y, runs, times) if blocks is None else _given_blocks(blocks, y, runs)
+        units = []
+        for run in range(runs.max() + 1):
+            inside = [block for block in found_blocks if runs[block[0]] == run]
+            units += [np.stack([b for b in inside if b.size == size]) for size in sorted({b.size for b in inside})]
+    found = Exchangeable(tuple(units), y.size)
+    if found.n_arrangements(y) < 2:
+        raise DecodingError(_nothing_to_exchange(exchange, y, runs, times))
+    return found
+
+
+def _given_blocks(blocks: NDArray[Any], y: NDArray[Any], runs: Ints) -> list[Ints]:
+    """Samples of each block, after checking that a block has one label and one run."""
+    _, first, codes = np.unique(blocks, return_index=True, return_inverse=True)
+    codes = codes.ravel()
+    for what, values in (("labels", y), ("runs", runs)):
+        wrong = np.flatnonzero(values != values[first][codes])
+        if wrong.size:
+            raise DecodingError(f"Block {blocks[wrong[0]]!s} has samples of several {what}: a block is exchanged as a whole.")
+    return [np.flatnonzero(codes == block) for block in range(first.size)]
+
+
+def _nothing_to_exchange(exchange: Exchange, y: NDArray[Any], runs: Ints, times: NDArray[np.float64] | None) -> str:
+    if exchange == "within_run":
+        return (
+            "A permutation test exchanges labels within runs, but every run has a single label: no exchange would change anything. "
+            "Check groups=, which names the run of each sample."
+        )
+    shown = ", ".join(f"{y[b[0]]!s} x {b.size}" for b in stretches(y, runs, times) if runs[b[0]] == 0)
+    return (
+        "exchange='blocks' exchanges blocks of equal length within runs, but no run has two blocks of the same length with different "
+        f"labels (the first run: {shown}). Cut blocks to a common length, or use exchange='within_run' where samples are independent."
+    )
+
+
+def stretches(y: NDArray[Any], runs: NDArray[Any], times: NDArray[np.float64] | None = None) -> list[Ints]:
+    """Blocks: maximal stretches of neighbouring samples with one label within a run.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n_samples,)
+    runs : ndarray, shape (n_samples,)
+    times : ndarray of float64, shape (n_samples,), optional
+        Seconds from the start of the run. Where samples between two of the same label were not selected (rest), the step in time is
+        larger, and a new block begins.
+
+    Returns
+    -------
+    list of int arrays
+        Sample indices, in order.
+    """
+    change = (y[1:] != y[:-1]) | (runs[1:] != runs[:-1])
+    usual = None if times is None else _usual_step(times, runs)
+    if times is not None and usual is not None:
+        change = change | (np.diff(times) > _GAP * usual)
+    return np.split(np.arange(y.size), np.flatnonzero(change) + 1)
+
+
+def times_of(X: Any) -> NDArray[np.float64] | None:
+    """Seconds of each sample from the start of its run, where X is a Dataset or DataArray that says so."""
+    if not isinstance(X, xr.Dataset | xr.DataArray) or schema.TIME not in X.coords or X[schema.TIME].dtype.kind != "f":
+        return None
+    return np.asarray(X[schema.TIME].values, dtype=np.float64)
+
+
+def repetition_of(X: Any, times: NDArray[np.float64] | None, groups: NDArray[Any] | None) -> float | None:
+    """Seconds from one volume to the next: what the dataset says, else the smallest step in time; None where neither is known."""
+    said = getattr(X, "attrs", {}).get("repetition_time")
+    if said is not None:
+        return float(said)
+    return None if times is None else _usual_step(times, np.zeros(times.size, dtype=str) if groups is None else groups)
+
+
+def _usual_step(times: NDArray[np.float64], runs: NDArray[Any]) -> float | None:
+    step = np.diff(times)
+    step = step[(runs[1:] == runs[:-1]) & (step > 0)]
+    return float(step.min()) if step.size else None
