@@ -33,6 +33,11 @@ _WHERE = {
     "mean_image": "daskdecode.data.mask",
     "Decoder": "daskdecode.models.decoder",
     "DecoderRegressor": "daskdecode.models.regressor",
+    "permutation_test": "daskdecode.models.permutation",
+    "PermutationTest": "daskdecode.models.permutation",
+    "cross_decode": "daskdecode.models.transfer",
+    "temporal_generalization": "daskdecode.models.transfer",
+    "score_interval": "daskdecode.models.interval",
     "write_results": "daskdecode.results.result",
     "write_report": "daskdecode.results.report",
 }
@@ -40,11 +45,13 @@ _WHERE = {
 __all__ = [
     "Decoder",
     "DecoderRegressor",
+    "PermutationTest",
     "Run",
     "__version__",
     "add_mask",
     "apply_mask",
     "convert",
+    "cross_decode",
     "detrend",
     "export",
     "fetch_haxby",
@@ -52,10 +59,13 @@ __all__ = [
     "mean_image",
     "open_study",
     "open_subject",
+    "permutation_test",
     "regress_out",
+    "score_interval",
     "select_labels",
     "simulate_study",
     "standardize",
+    "temporal_generalization",
     "to_nifti",
     "verify",
     "write_report",
@@ -71,7 +81,12 @@ if TYPE_CHECKING:
     from daskdecode.data.preprocess import standardize as standardize
     from daskdecode.data.select import select_labels as select_labels
     from daskdecode.models.decoder import Decoder as Decoder
+    from daskdecode.models.interval import score_interval as score_interval
+    from daskdecode.models.permutation import PermutationTest as PermutationTest
+    from daskdecode.models.permutation import permutation_test as permutation_test
     from daskdecode.models.regressor import DecoderRegressor as DecoderRegressor
+    from daskdecode.models.transfer import cross_decode as cross_decode
+    from daskdecode.models.transfer import temporal_generalization as temporal_generalization
     from daskdecode.results.report import write_report as write_report
     from daskdecode.results.result import write_results as write_results
     from daskdecode.sources.bids import find_runs as find_runs
