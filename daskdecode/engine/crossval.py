@@ -313,8 +313,11 @@ def _inner_scores(splits: Sequence[Split], lookup: dict[bytes, tuple[int, Traini
 
 
 def _first_best(scores: Floats) -> int:
-    """First of the best, as scikit-learn's searches: the strongest regularisation where the grid ascends in C."""
-    return int(np.argmax(scores))
+    """First of the best, as scikit-learn's searches: the strongest regularisation where the grid ascends in C.
+
+    Scores that differ by rounding count as equal: the order in which a score was summed must not choose a model.
+    """
+    return int(np.argmax(scores >= np.max(scores) - 1e-12))
 
 
 def _last_best(scores: Floats) -> int:

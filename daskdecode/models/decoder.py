@@ -241,3 +241,9 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         positive = self.classes_[1:] if self.classes_.size == 2 else self.classes_
         each = [score_decisions(scorer, d, np.where(samples.y == c, 1, -1)) for d, c in zip(columns.T, positive, strict=True)]
         return float(np.mean(each))
+
+
+def require_classifier(decoder: Any, name: str) -> None:
+    """Refuse what is no :class:`Decoder`, before any work."""
+    if not isinstance(decoder, Decoder):
+        raise DecodingError(f"{name} takes a daskdecode.Decoder, which tells classes apart; found {type(decoder).__name__}.")

@@ -97,6 +97,8 @@ def score_interval(decoder: Decoder, level: float = 0.95, *, n_bootstrap: int = 
     n_folds = len(table)
     if n_folds < _FEWEST_FOLDS:
         raise DecodingError(f"{n_folds} folds have a score: an interval needs at least {_FEWEST_FOLDS} (left-out runs).")
+    if not isinstance(n_bootstrap, int | np.integer) or n_bootstrap < 1:
+        raise DecodingError(f"n_bootstrap={n_bootstrap!r} must be a whole number of at least 1.")
     draws = np.random.default_rng(random_state).integers(n_folds, size=(n_bootstrap, n_folds))
     means = table[draws].mean(axis=1)
     low, high = _ends(means.mean(axis=1), level, n_folds)

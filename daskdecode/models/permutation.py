@@ -21,7 +21,7 @@ from daskdecode.engine.plan import Plan
 from daskdecode.engine.relabel import Judge, Shared, ridge_scores, screened_scores, shared_scores
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
-from daskdecode.models.decoder import Decoder
+from daskdecode.models.decoder import Decoder, require_classifier
 from daskdecode.models.estimators import check_choice
 from daskdecode.models.exchange import Exchange, exchangeable, times_of
 from daskdecode.models.outcome import plain
@@ -182,7 +182,9 @@ def permutation_test(
     >>> test.pvalue
     0.01
     """
+    require_classifier(decoder, "permutation_test")
     check_choice("exchange", exchange, ["within_run", "blocks"])
+    _require_fixed_folds(decoder.cv)
     n_permutations, random_state = _whole("n_permutations", n_permutations, 1), _whole("random_state", random_state, 0)
     target = None if path is None else Record.check(path)
     decoder = clone(decoder)
@@ -247,6 +249,11 @@ def _class_means(scores: Floats) -> Floats:
     total = np.where(defined, scores, 0.0).sum(axis=1)
     count = defined.sum(axis=1)
     return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+
+
+def _require_fixed_folds(cv: Any) -> None:
+    if getattr(cv, "random_state", 0) is None and getattr(cv, "shuffle", True):
+        raise DecodingError(f"{cv} draws other folds at each call, so that no null could be had twice: give it a random_state.")
 
 
 def _checked(blocks: Any, exchange: Exchange, n_samples: int) -> NDArray[Any] | None:
@@ -321,8 +328,13 @@ class _Relabel:
         if self.same_folds:
             return design
         y = np.asarray(self.samples.y)[order]
-        outer = outer_splits(self.decoder.cv, y, groups)
-        inner = None if design.inner is None else [inner_splits(self.decoder.cv, train, y, groups) for train, _ in outer]
+        try:
+            outer = outer_splits(self.decoder.cv, y, groups)
+            inner = None if design.inner is None else [inner_splits(self.decoder.cv, train, y, groups) for train, _ in outer]
+        except DecodingError as error:
+            raise DecodingError(
+                f"With labels in another order, the folds of cv={self.decoder.cv} do not hold all classes: {error}"
+            ) from error
         return replace(design, outer=outer, inner=inner)
 
 

@@ -15,7 +15,7 @@ from daskdecode import schema
 from daskdecode.engine.crossval import Design
 from daskdecode.engine.relabel import screened_scores
 from daskdecode.errors import DecodingError, nearest
-from daskdecode.models.decoder import Decoder
+from daskdecode.models.decoder import Decoder, require_classifier
 from daskdecode.models.exchange import repetition_of, stretches, times_of
 from daskdecode.models.outcome import plain
 from daskdecode.models.samples import Samples, as_samples
@@ -57,13 +57,14 @@ def cross_decode(
         Unknown labels or runs, a set without samples, a label that stands for two classes, and all that fitting raises; before data
         are read.
     """
+    require_classifier(decoder, "cross_decode")
     samples = as_samples(X, y, groups, decoder.mask)
     if samples.y is None:
         raise DecodingError("There are no labels: pass y=, one label a sample.")
     trains, train_classes = _side("train", train, samples)
     tests, test_classes = _side("test", test, samples)
     both = trains & tests
-    clash = np.flatnonzero(both & (train_classes != test_classes))
+    clash = np.flatnonzero(both & (train_classes.astype(str) != test_classes.astype(str)))
     if clash.size:
         raise DecodingError(
             f"Label {samples.y[clash[0]]!s} stands for {train_classes[clash[0]]!s} in train and for {test_classes[clash[0]]!s} in test."
@@ -178,6 +179,7 @@ def temporal_generalization(
     ----------
     King & Dehaene 2014, Trends in Cognitive Sciences 18:203-210.
     """
+    require_classifier(decoder, "temporal_generalization")
     samples, times = as_samples(X, y, groups, decoder.mask), times_of(X)
     if samples.y is None:
         raise DecodingError("There are no labels: pass y=, one label a sample.")

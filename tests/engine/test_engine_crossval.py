@@ -152,6 +152,8 @@ def test_the_held_out_fold_chooses_the_last_of_the_best():
 
     assert _last_best(np.array([0.7, 0.9, 0.9])) == 2
     assert _first_best(np.array([0.7, 0.9, 0.9])) == 1
+    assert _first_best(np.array([0.7, 0.9, np.nextafter(0.9, 1)])) == 1
+    assert _first_best(np.array([-np.inf, -np.inf])) == 0
     assert _last_best(np.array([np.nan, np.nan])) == 0
 
 

@@ -12,9 +12,9 @@ from scipy.stats import binomtest, kstest
 from sklearn.base import clone
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
+from sklearn.model_selection import KFold, LeaveOneGroupOut, StratifiedKFold, cross_val_score
 
-from daskdecode import Decoder, permutation_test
+from daskdecode import Decoder, DecoderRegressor, permutation_test
 from daskdecode.engine.closed_form import RIDGE_ALPHAS, judge_auc
 from daskdecode.engine.relabel import Shared
 from daskdecode.errors import DecodingError
@@ -378,3 +378,29 @@ def test_p_values_of_noise_are_uniform_when_screening_is_done_again():
         decoder = Decoder(screening_percentile=10, **FAST)
         values.append(permutation_test(decoder, *data, n_permutations=39, random_state=seed).pvalue)
     assert binomtest(sum(p <= 0.05 for p in values), 60, 0.05).pvalue > 0.01
+
+
+def test_what_cannot_be_tested_is_refused_before_any_work():
+    x, y, groups = np.zeros((12, 3)), np.tile(["a", "b"], 6), np.repeat(np.arange(3), 4)
+    with pytest.raises(DecodingError, match="tells classes apart"):
+        permutation_test(DecoderRegressor("ridge"), x, np.arange(12.0), groups)
+    with pytest.raises(DecodingError, match="give it a random_state"):
+        permutation_test(Decoder(cv=StratifiedKFold(3, shuffle=True)), x, y, groups)
+
+
+def test_folds_that_permuted_labels_empty_are_named():
+    y = np.array(["b" if i in (3, 20) else "a" for i in range(32)])
+    x = np.random.default_rng(0).standard_normal((32, 6))
+    decoder = Decoder(cv=KFold(4), param_grid={"C": 1}, standardize=None, scoring="accuracy")
+    with pytest.raises(DecodingError, match="With labels in another order, the folds of cv=KFold"):
+        permutation_test(decoder, x, y, n_permutations=300)
+
+
+def test_the_score_is_the_decoders_own_where_candidates_tie():
+    """Few samples, three classes: ranks tie often, and rounding must not choose between candidates."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x, y, groups = rng.standard_normal((36, 40)), np.tile(["a", "b", "c"], 12), np.repeat(np.arange(4), 9)
+        decoder = Decoder(param_grid={"C": [0.01, 1]}, screening_percentile=None)
+        test = permutation_test(decoder, x, y, groups, n_permutations=1)
+        assert test.score == pytest.approx(np.mean(list(decoder.fit(x, y, groups).cv_scores_.values())), abs=1e-12)
