@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from daskdecode.engine.crossval import Design
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
+from daskdecode.models.content import shown
 from daskdecode.models.exchange import Exchangeable
 from daskdecode.models.outcome import versions
 from daskdecode.models.samples import Samples
@@ -116,7 +117,7 @@ def fingerprint(decoder: Any, samples: Samples, design: Design, units: Exchangea
         "runs": _digest([] if samples.groups is None else [samples.groups.astype(str)]),
         "folds": _digest(part for split in folds for part in split),
         "exchangeable": _digest(units.units),
-        **{name: _shown(value) for name, value in decoder.get_params(deep=False).items() if name not in _NOT_CONTENT},
+        **{name: shown(value) for name, value in decoder.get_params(deep=False).items() if name not in _NOT_CONTENT},
         "screening": repr(design.screening),
         "random_state": random_state,
         **versions(),
@@ -129,11 +130,6 @@ def _digest(arrays: Iterable[NDArray[Any]]) -> str:
         found.update(f"{array.dtype.kind}{array.shape}".encode())
         found.update(json.dumps(array.tolist()).encode())
     return found.hexdigest()[:16]
-
-
-def _shown(value: Any) -> str:
-    """Write a parameter so that it reads the same in another process."""
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
 
 
 def data_hash(samples: Samples) -> int:
