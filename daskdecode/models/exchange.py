@@ -59,6 +59,7 @@ def exchangeable(
     groups: NDArray[Any] | None,
     times: NDArray[np.float64] | None = None,
     blocks: NDArray[Any] | None = None,
+    repetition_s: float | None = None,
 ) -> Exchangeable:
     """Lay out what may be exchanged.
 
@@ -69,7 +70,7 @@ def exchangeable(
     Parameters
     ----------
     exchange : {"within_run", "blocks"}
-    y, groups, times : as for :func:`stretches`
+    y, groups, times, repetition_s : as for :func:`stretches`
         ``groups`` None: one run.
     blocks : ndarray, shape (n_samples,), optional
         Block of each sample, where it is known. Default: the stretches.
@@ -83,14 +84,14 @@ def exchangeable(
     if exchange == "within_run":
         units = [np.flatnonzero(runs == run)[:, None] for run in range(runs.max() + 1)]
     else:
-        found_blocks = stretches(y, runs, times) if blocks is None else _given_blocks(blocks, y, runs)
+        found_blocks = stretches(y, runs, times, repetition_s) if blocks is None else _given_blocks(blocks, y, runs)
         units = []
         for run in range(runs.max() + 1):
             inside = [block for block in found_blocks if runs[block[0]] == run]
             units += [np.stack([b for b in inside if b.size == size]) for size in sorted({b.size for b in inside})]
     found = Exchangeable(tuple(units), y.size)
     if found.n_arrangements(y) < 2:
-        raise DecodingError(_nothing_to_exchange(exchange, y, runs, times))
+        raise DecodingError(_nothing_to_exchange(exchange, y, runs, times, repetition_s))
     return found
 
 
@@ -105,21 +106,27 @@ def _given_blocks(blocks: NDArray[Any], y: NDArray[Any], runs: Ints) -> list[Int
     return [np.flatnonzero(codes == block) for block in range(first.size)]
 
 
-def _nothing_to_exchange(exchange: Exchange, y: NDArray[Any], runs: Ints, times: NDArray[np.float64] | None) -> str:
+def _nothing_to_exchange(
+    exchange: Exchange, y: NDArray[Any], runs: Ints, times: NDArray[np.float64] | None, repetition_s: float | None
+) -> str:
     if exchange == "within_run":
         return (
             "A permutation test exchanges labels within runs, but every run has a single label: no exchange would change anything. "
             "Check groups=, which names the run of each sample."
         )
-    shown = ", ".join(f"{y[b[0]]!s} x {b.size}" for b in stretches(y, runs, times) if runs[b[0]] == 0)
+    shown = ", ".join(f"{y[b[0]]!s} x {b.size}" for b in stretches(y, runs, times, repetition_s) if runs[b[0]] == 0)
     return (
         "exchange='blocks' exchanges blocks of equal length within runs, but no run has two blocks of the same length with different "
         f"labels (the first run: {shown}). Cut blocks to a common length, or use exchange='within_run' where samples are independent."
     )
 
 
-def stretches(y: NDArray[Any], runs: NDArray[Any], times: NDArray[np.float64] | None = None) -> list[Ints]:
+def stretches(
+    y: NDArray[Any], runs: NDArray[Any], times: NDArray[np.float64] | None = None, repetition_s: float | None = None
+) -> list[Ints]:
     """Blocks: maximal stretches of neighbouring samples with one label within a run.
+
+    Neighbours are samples that follow each other among those of their run: the rows of runs may be mixed.
 
     Parameters
     ----------
@@ -128,22 +135,32 @@ def stretches(y: NDArray[Any], runs: NDArray[Any], times: NDArray[np.float64] | 
     times : ndarray of float64, shape (n_samples,), optional
         Seconds from the start of the run. Where samples between two of the same label were not selected (rest), the step in time is
         larger, and a new block begins.
+    repetition_s : float, optional
+        Seconds from one volume to the next, which is what a step is measured by. Default: the smallest step in time, which is larger
+        where no two neighbouring volumes were selected.
 
     Returns
     -------
     list of int arrays
-        Sample indices, in order.
+        Sample indices, in order within each and by the first of each.
     """
-    change = (y[1:] != y[:-1]) | (runs[1:] != runs[:-1])
-    usual = None if times is None else _usual_step(times, runs)
-    if times is not None and usual is not None:
-        change = change | (np.diff(times) > _GAP * usual)
-    return np.split(np.arange(y.size), np.flatnonzero(change) + 1)
+    usual = repetition_s if repetition_s is not None or times is None else _usual_step(times, runs)
+    found: list[Ints] = []
+    for rows in _by_run(runs):
+        change = y[rows][1:] != y[rows][:-1]
+        if times is not None and usual is not None:
+            change = change | (np.diff(times[rows]) > _GAP * usual)
+        found += np.split(rows, np.flatnonzero(change) + 1)
+    return sorted(found, key=lambda block: int(block[0]))
+
+
+def _by_run(runs: NDArray[Any]) -> list[Ints]:
+    return [np.flatnonzero(runs == run) for run in np.unique(runs)]
 
 
 def times_of(X: Any) -> NDArray[np.float64] | None:
     """Seconds of each sample from the start of its run, where X is a Dataset or DataArray that says so."""
-    if not isinstance(X, xr.Dataset | xr.DataArray) or schema.TIME not in X.coords or X[schema.TIME].dtype.kind != "f":
+    if not isinstance(X, xr.Dataset | xr.DataArray) or schema.TIME not in X.coords or X[schema.TIME].dtype.kind not in "fiu":
         return None
     return np.asarray(X[schema.TIME].values, dtype=np.float64)
 
@@ -157,6 +174,6 @@ def repetition_of(X: Any, times: NDArray[np.float64] | None, groups: NDArray[Any
 
 
 def _usual_step(times: NDArray[np.float64], runs: NDArray[Any]) -> float | None:
-    step = np.diff(times)
-    step = step[(runs[1:] == runs[:-1]) & (step > 0)]
+    step = np.concatenate([np.diff(times[rows]) for rows in _by_run(runs)])
+    step = step[step > 0]
     return float(step.min()) if step.size else None

@@ -23,7 +23,7 @@ from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
 from daskdecode.models.decoder import Decoder, require_classifier
 from daskdecode.models.estimators import check_choice
-from daskdecode.models.exchange import Exchange, exchangeable, times_of
+from daskdecode.models.exchange import Exchange, exchangeable, repetition_of, times_of
 from daskdecode.models.outcome import plain
 from daskdecode.models.record import Record, fingerprint
 from daskdecode.models.samples import Samples
@@ -190,7 +190,9 @@ def permutation_test(
     decoder = clone(decoder)
     samples, *_, design, plan, voxels = decoder._prepare(X, y, groups)
     labels = np.asarray(samples.y)
-    units = exchangeable(exchange, labels, samples.groups, times_of(X), _checked(blocks, exchange, labels.size))
+    times = times_of(X)
+    step_s = repetition_of(X, times, samples.groups)
+    units = exchangeable(exchange, labels, samples.groups, times, _checked(blocks, exchange, labels.size), step_s)
     if plan.in_memory and (design.screening is not None or path is not None):
         samples = replace(samples, x=voxels.like(samples.x).x.persist())
         voxels = voxels.like(decoder._scale(samples)).keep()

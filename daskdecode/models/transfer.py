@@ -156,7 +156,8 @@ def temporal_generalization(
     decoder : Decoder
         Configured; it is not changed.
     X, y, groups
-        As for :meth:`daskdecode.Decoder.fit`. The volumes of a run must be in order of time; a dataset's gaps in ``time`` end events.
+        As for :meth:`daskdecode.Decoder.fit`. The volumes of a run must be in order of time; runs may be
+        mixed. A dataset's gaps in ``time`` end events.
     labels : sequence, optional
         Conditions to tell apart. Default: all but ``"rest"``.
     lags : sequence of int, optional
@@ -181,12 +182,13 @@ def temporal_generalization(
     """
     require_classifier(decoder, "temporal_generalization")
     samples, times = as_samples(X, y, groups, decoder.mask), times_of(X)
+    repetition_s = repetition_of(X, times, samples.groups)
     if samples.y is None:
         raise DecodingError("There are no labels: pass y=, one label a sample.")
     conditions = _conditions(labels, np.asarray(samples.y))
-    events = _events(samples, conditions, times)
+    events = _events(samples, conditions, times, repetition_s)
     steps = _lags(lags, events)
-    rows, event_of, lag_of = _volumes(samples, events, conditions, steps, times)
+    rows, event_of, lag_of = _volumes(samples, events, conditions, steps, times, repetition_s)
     names = np.asarray(samples.y)[np.array([event[0] for event in events])]
     runs = None if samples.keys is None else samples.keys[np.array([event[0] for event in events])]
     folds = outer_splits(decoder.cv, names, runs)
@@ -202,7 +204,7 @@ def temporal_generalization(
     *_, design, plan, blocks = timed._prepare(*_take(samples, rows, names[event_of]))
     scores = screened_scores(blocks, _by_lag(design, lag_of, steps), plan)
     table = scores.reshape(len(folds), len(steps), len(steps), -1).transpose(3, 0, 1, 2)
-    return _as_dataset(table, [plain(c) for c in np.unique(names)], steps, repetition_of(X, times, samples.groups))
+    return _as_dataset(table, [plain(c) for c in np.unique(names)], steps, repetition_s)
 
 
 def _conditions(labels: Sequence[Any] | None, y: NDArray[Any]) -> list[Any]:
@@ -213,10 +215,10 @@ def _conditions(labels: Sequence[Any] | None, y: NDArray[Any]) -> list[Any]:
     return [label for label in np.unique(y).tolist() if str(label) in {str(wanted) for wanted in labels}]
 
 
-def _events(samples: Samples, conditions: Sequence[Any], times: NDArray[np.float64] | None) -> list[Ints]:
+def _events(samples: Samples, conditions: Sequence[Any], times: NDArray[np.float64] | None, repetition_s: float | None) -> list[Ints]:
     y = np.asarray(samples.y)
     runs = np.zeros(y.size, dtype=str) if samples.groups is None else samples.groups
-    return [block for block in stretches(y, runs, times) if y[block[0]] in conditions]
+    return [block for block in stretches(y, runs, times, repetition_s) if y[block[0]] in conditions]
 
 
 def _lags(lags: Sequence[int] | None, events: Sequence[Ints]) -> list[int]:
@@ -231,21 +233,27 @@ def _lags(lags: Sequence[int] | None, events: Sequence[Ints]) -> list[int]:
 
 
 def _volumes(
-    samples: Samples, events: Sequence[Ints], conditions: Sequence[Any], lags: Sequence[int], times: NDArray[np.float64] | None
+    samples: Samples,
+    events: Sequence[Ints],
+    conditions: Sequence[Any],
+    lags: Sequence[int],
+    times: NDArray[np.float64] | None,
+    repetition_s: float | None,
 ) -> tuple[Ints, Ints, Ints]:
     """Volumes that take part, with event and lag of each; a volume of rest may belong to two events, and then stands twice."""
     y = np.asarray(samples.y)
     runs = np.zeros(y.size, dtype=str) if samples.groups is None else samples.groups
     # Neighbours in time: what stretches of a constant label tell, since then only runs and gaps end them.
-    pieces = stretches(np.zeros(y.size), runs, times)
-    piece = np.repeat(np.arange(len(pieces)), [p.size for p in pieces])
+    pieces = stretches(np.zeros(y.size), runs, times, repetition_s)
+    at = {int(row): (piece, place) for piece in pieces for place, row in enumerate(piece)}
     taken = np.isin(y, conditions)
     found = []
     for number, event in enumerate(events):
+        piece, onset = at[int(event[0])]
         for lag in lags:
-            row = int(event[0]) + lag
-            if 0 <= row < y.size and piece[row] == piece[event[0]] and (not taken[row] or event[0] <= row <= event[-1]):
-                found.append((row, number, lag))
+            place = onset + lag
+            if 0 <= place < piece.size and (not taken[piece[place]] or 0 <= lag < event.size):
+                found.append((int(piece[place]), number, lag))
     rows, event_of, lag_of = np.array(found, dtype=np.intp).reshape(-1, 3).T
     absent = set(lags) - set(lag_of.tolist())
     if absent:

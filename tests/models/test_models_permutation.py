@@ -173,6 +173,45 @@ def test_a_gap_in_time_ends_a_block():
     assert [b.tolist() for b in stretches(y, runs, times)] == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_a_step_is_measured_by_the_repetition_time_where_it_is_known():
+    y, runs, times = np.array(list("aabb")), np.zeros(4), np.arange(4) * 8.0
+    assert [b.tolist() for b in stretches(y, runs, times)] == [[0, 1], [2, 3]]
+    assert [b.tolist() for b in stretches(y, runs, times, 2.0)] == [[0], [1], [2], [3]]
+    assert [b.tolist() for b in stretches(y, runs, times, 8.0)] == [[0, 1], [2, 3]]
+
+
+def test_blocks_are_found_where_the_rows_of_runs_are_mixed():
+    y, runs, times = np.array(list("aaaabbbb")), np.tile(["1", "2"], 4), np.repeat(np.arange(4) * 2.0, 2)
+    expected = [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert [b.tolist() for b in stretches(y, runs)] == expected
+    assert [b.tolist() for b in stretches(y, runs, times)] == expected
+    assert [b.tolist() for b in stretches(np.zeros(8), runs, np.repeat([0.0, 2, 20, 22], 2))] == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "repetition", "dtype", "expected"),
+    [
+        ("aabbaabb", 8, float, 6**3),  # one volume every 8 s: blocks of two
+        ("aabbaabb", 2, float, 70**3),  # the same where volumes last 2 s: each stands alone
+        ("a...a...b...b...", 2, float, 6**3),
+        ("aa..aa..bb..bb..", None, int, 6**3),
+        ("aa..aa..bb..bb..", 2, int, 6**3),
+    ],
+)
+def test_arrangements_of_a_dataset_with_gaps(pattern, repetition, dtype, expected):
+    label = np.array(list(pattern))
+    seconds = np.arange(label.size) * (2 if "." in pattern else 8)
+    y, time = np.tile(label[label != "."], 3), np.tile(seconds[label != "."], 3).astype(dtype)
+    run = np.repeat(["1", "2", "3"], y.size // 3)
+    x = np.random.default_rng(0).standard_normal((y.size, 120))
+    attrs = {} if repetition is None else {"repetition_time": repetition}
+    ds = xr.Dataset({"bold": (("time", "voxel"), x)}, {"time": time, "run": ("time", run), "label": ("time", y)}, attrs)
+    decoder = Decoder(screening_percentile=None, **FAST)
+    mixed = ds.isel(time=np.argsort(time, kind="stable"))
+    for data in (ds, mixed):
+        assert permutation_test(decoder, data, exchange="blocks", n_permutations=1).n_arrangements == expected
+
+
 def test_a_dataset_tells_its_gaps():
     x, _, _ = make(n_runs=1, length=6, n_blocks=3)
     y, groups = np.tile(np.repeat(["a", "b", "a"], 4), 3), np.repeat(["1", "2", "3"], 12)
