@@ -48,7 +48,7 @@ def _print(outcome: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(f"Report:  {outcome['report']}")
 
 
-@click.command(cls=Command, short_help="Try it on simulated data.", epilog="\b\nExample:\n  daskdecode demo --output /tmp/demo\n")
+@click.command(cls=Command, short_help="Try it on simulated data.", epilog="\b\nExample:\n  daskdecode demo --output my-demo\n")
 @click.option("--output", default="daskdecode-demo", show_default=True, metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.pass_context
