@@ -89,8 +89,8 @@ class Plan:
     Attributes
     ----------
     route : {"gram", "columns", "direct"}
-        ``"gram"``: solvers see a factor of the n x n Gram matrix; ``"columns"``: there are no more voxels than samples, so solvers see the
-        voxels themselves; ``"direct"``: they see the voxels although there are more of them, because the estimator needs them.
+        ``"gram"``: solvers see the n x n Gram matrix or a factor of it; ``"columns"``: there are no more voxels than samples, so solvers
+        see the voxels themselves; ``"direct"``: they see the voxels although there are more of them, because the estimator needs them.
     reason : str
     in_memory : bool
         Whether the selected data are kept in memory after the one pass that reads them.
@@ -105,7 +105,7 @@ class Plan:
     n_tasks : int
         Dask tasks of the engine, the reading of storage chunks not counted.
     gram_flops : float
-        Floating-point operations of the Gram matrices.
+        Floating-point operations of the Gram matrices, were none of their products shared: an upper bound.
     workload : Workload
     """
 
@@ -135,7 +135,7 @@ class Plan:
                 f"problems  {w.n_training_sets} training sets x {w.n_classes} problems x {w.n_candidates} candidates = {w.n_fits} fits",
                 f"voxels    {w.n_kept} a problem" + (" after screening" if w.screened else ""),
                 f"memory    {format_bytes(self.peak_nbytes)} predicted, {format_bytes(self.memory_budget)} allowed",
-                f"work      {self.n_tasks} tasks, {self.gram_flops:.3g} floating-point operations for the Gram matrices",
+                f"work      about {self.n_tasks} tasks, at most {self.gram_flops:.3g} floating-point operations for the Gram matrices",
             ]
         )
 
@@ -229,7 +229,7 @@ def _reason(w: Workload, route: Route) -> str:
             f"run together, and each of {w.n_fits} fits at its price on voxels. An L2 penalty (svc, logistic, ridge) needs only their "
             "Gram matrix"
         )
-    return f"{w.n_kept} voxels a problem, more than the {w.n_samples} samples, so the solver sees a factor of the Gram matrix"
+    return f"{w.n_kept} voxels a problem, more than the {w.n_samples} samples, so the solver works on their Gram matrix"
 
 
 def _refusal(w: Workload, parts: dict[str, int], one: int, allowed: int) -> str:

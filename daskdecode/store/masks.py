@@ -31,8 +31,6 @@ from daskdecode.store.read import read_vector
 
 logger = logging.getLogger("daskdecode")
 
-MaskLike = str | os.PathLike[str] | np.ndarray | nib.spatialimages.SpatialImage
-
 _N_VOLUMES_AUTO: Final = 20
 _SAME_AFFINE_MM: Final = 1e-2
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
