@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numba
@@ -58,7 +59,7 @@ def can_solve(model: Any) -> bool:
     )
 
 
-def fit_dual(gram: Floats, train: Ints, target: Ints, models: Sequence[LinearSVC]) -> list[DualFit]:
+def fit_dual(gram: Floats, train: Ints, target: Ints, models: Sequence[LinearSVC], sample_weight: Floats | None = None) -> list[DualFit]:
     """Fit LinearSVCs with different settings on the same samples.
 
     Parameters
@@ -71,6 +72,8 @@ def fit_dual(gram: Floats, train: Ints, target: Ints, models: Sequence[LinearSVC
         -1 or +1.
     models : sequence of LinearSVC
         Unfitted; their settings are used (see :func:`can_solve`).
+    sample_weight : ndarray of float64, shape (n_train,), optional
+        What C is multiplied by for each sample. As in liblinear, samples without weight are left out.
 
     Returns
     -------
@@ -82,33 +85,38 @@ def fit_dual(gram: Floats, train: Ints, target: Ints, models: Sequence[LinearSVC
     """
     # liblinear sorts samples by class, and takes the first class for +1.
     order = np.argsort(target, kind="stable")
+    if sample_weight is not None:
+        order = order[sample_weight[order] > 0]
     sign = np.where(target[order] < 0, 1.0, -1.0)
     # The intercept is the weight of a feature that is 1 for every sample.
     features = gram[np.ix_(train[order], train[order])]
     features += 1.0
-    return [_fit_one(features, sign, order, target, model) for model in models]
+    return [_fit_one(features, sign, order, target, model, sample_weight) for model in models]
 
 
-def _fit_one(features: Floats, sign: Floats, order: Ints, target: Ints, model: LinearSVC) -> DualFit:
-    cost = model.C * _weights(model, target)[order]
+def _fit_one(features: Floats, sign: Floats, order: Ints, target: Ints, model: LinearSVC, sample_weight: Floats | None = None) -> DualFit:
+    cost = model.C * _weights(model, target, sample_weight)[order]
     squared = model.loss == "squared_hinge"
     diagonal = 0.5 / cost if squared else np.zeros_like(cost)
     upper = np.full_like(cost, np.inf) if squared else cost
     seed = check_random_state(model.random_state).randint(np.iinfo("i").max)
     words = np.random.RandomState(seed).get_state()[1].astype(np.uint32)  # type: ignore[index]
     signed, n_iter = _descend(features, sign, diagonal, upper, float(model.tol), int(model.max_iter), words)
-    beta = np.empty_like(signed)
+    beta = np.zeros(target.size)
     beta[order] = -signed
     return DualFit(beta, float(beta.sum()), int(n_iter))
 
 
-def _weights(model: LinearSVC, target: Ints) -> Floats:
-    """Weight of each sample from ``class_weight``."""
+def _weights(model: LinearSVC, target: Ints, sample_weight: Floats | None) -> Floats:
+    """Weight of each sample: its own, times that of its class from ``class_weight``."""
+    own = np.ones(target.size) if sample_weight is None else sample_weight
     if model.class_weight is None:
-        return np.ones(target.size)
+        return own
     classes = np.unique(target)
-    by_class = compute_class_weight(model.class_weight, classes=classes, y=target)
-    return np.asarray(by_class[np.searchsorted(classes, target)], dtype=np.float64)
+    # "balanced" counts samples by their weight, from scikit-learn 1.7 on.
+    counted = {"sample_weight": own} if "sample_weight" in signature(compute_class_weight).parameters else {}
+    by_class = compute_class_weight(model.class_weight, classes=classes, y=target, **counted)
+    return np.asarray(own * by_class[np.searchsorted(classes, target)], dtype=np.float64)
 
 
 @_compiled

@@ -77,7 +77,8 @@ def _descend(
     n_voxels: int,
 ) -> Fits:
     models = [build(problem.train.size, n_voxels, **params) for params in candidates]
-    fitted = fit_dual(gram, problem.train, problem.target[problem.train], models)
+    own = None if problem.sample_weight is None else problem.sample_weight[problem.train]
+    fitted = fit_dual(gram, problem.train, problem.target[problem.train], models, own)
     weights = np.zeros((len(models), gram.shape[0]))
     weights[:, problem.train] = [fit.beta for fit in fitted]
     intercepts = np.array([fit.intercept for fit in fitted])

@@ -18,6 +18,7 @@ from sklearn.base import is_regressor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.linear_model import LassoCV, LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
 
 from daskdecode.engine.registry import TimesMinC, takes_turns
 
@@ -46,12 +47,15 @@ class Problem:
         Sample indices of each test set.
     keep : bool
         Whether weights and decision values are wanted (outer folds), or scores alone (inner folds).
+    sample_weight : ndarray of float64, shape (n_samples,), or None
+        Weight of each sample in the fit; scores do not know it.
     """
 
     train: Ints
     target: NDArray[Any]
     tests: tuple[Ints, ...]
     keep: bool
+    sample_weight: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def fit_candidates(
     settings = [resolve(params, z_train, target) for params in candidates]
     unfitted = [build(problem.train.size, n_voxels, **params) for params in settings]
     with _ONE_LIBLINEAR if any(map(takes_turns, unfitted)) else nullcontext():
-        fitted = [model.fit(z_train, target) for model in unfitted]
+        fitted = [model.fit(z_train, target, **weighted(model, problem.sample_weight, problem.train)) for model in unfitted]
     scores = np.array([[float(scorer(model, z[test], problem.target[test])) for test in problem.tests] for model in fitted])
     n_unconverged = sum(_at_max_iter(model) for model in fitted)
     if not problem.keep:
@@ -129,6 +133,25 @@ def fit_candidates(
     # On voxels the models are kept as well: in another fold, weights may not be all of them.
     models = tuple(fitted) if z.shape[1] == n_voxels else None
     return Fits(scores, weights, intercepts, weights @ z.T + intercepts[:, None], n_unconverged, chosen, models)
+
+
+def weighted(model: Any, sample_weight: Floats | None, train: Ints) -> dict[str, Floats]:
+    """Argument of an estimator's ``fit`` that takes the weights of the training samples; of a pipeline, for its last step."""
+    if sample_weight is None:
+        return {}
+    name, last = "sample_weight", model
+    while isinstance(last, Pipeline):
+        step, last = last.steps[-1]
+        name = f"{step}__{name}"
+    return {name: sample_weight[train]}
+
+
+def takes_sample_weight(model: Any) -> bool:
+    """Say whether :func:`weighted` gives an estimator something that it takes."""
+    last = model
+    while isinstance(last, Pipeline):
+        last = last.steps[-1][1]
+    return has_fit_parameter(last, "sample_weight")
 
 
 def resolve(params: Params, x: Floats, target: NDArray[Any]) -> Params:

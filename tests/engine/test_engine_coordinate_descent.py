@@ -40,6 +40,19 @@ def test_the_settings_of_liblinear(options):
     assert_same(*problem(share=0.15), **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"loss": "hinge"}])
+def test_the_sample_weights_of_liblinear(options):
+    x, target = problem(share=0.3)
+    weight = np.random.default_rng(1).uniform(0.1, 3, target.size)
+    weight[::7] = 0
+    model = LinearSVC(dual=True, max_iter=10_000, random_state=0, C=0.5, **options)
+    ours = fit_dual(x @ x.T, np.arange(target.size), target, [model], weight)[0]
+    theirs = model.fit(x, target, sample_weight=weight)
+    assert ours.n_iter == theirs.n_iter_
+    assert not ours.beta[::7].any()
+    np.testing.assert_allclose(ours.beta @ x, theirs.coef_[0], atol=1e-10 * np.abs(theirs.coef_).max())
+
+
 def rotations(x, n=12):
     yield x[:, ::-1]
     for seed in range(n):
