@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -99,12 +100,24 @@ def _fit_one(features: Floats, sign: Floats, order: Ints, target: Ints, model: L
     squared = model.loss == "squared_hinge"
     diagonal = 0.5 / cost if squared else np.zeros_like(cost)
     upper = np.full_like(cost, np.inf) if squared else cost
-    seed = check_random_state(model.random_state).randint(np.iinfo("i").max)
-    words = np.random.RandomState(seed).get_state()[1].astype(np.uint32)  # type: ignore[index]
-    signed, n_iter = _descend(features, sign, diagonal, upper, float(model.tol), int(model.max_iter), words)
+    signed, n_iter = _descend(features, sign, diagonal, upper, float(model.tol), int(model.max_iter), _words(model.random_state))
     beta = np.zeros(target.size)
     beta[order] = -signed
     return DualFit(beta, float(beta.sum()), int(n_iter))
+
+
+def _words(random_state: Any) -> NDArray[np.uint32]:
+    """State of the generator that liblinear starts from, (624,); the descent overwrites it."""
+    if isinstance(random_state, int):
+        return _words_of_seed(random_state).copy()
+    seed = check_random_state(random_state).randint(np.iinfo("i").max)
+    return np.random.RandomState(seed).get_state()[1].astype(np.uint32)  # type: ignore[index,no-any-return]
+
+
+@lru_cache(maxsize=16)
+def _words_of_seed(seed: int) -> NDArray[np.uint32]:
+    # Setting up two generators takes longer than a fit of a few hundred samples.
+    return _words(np.random.RandomState(seed))
 
 
 def _weights(model: LinearSVC, target: Ints, sample_weight: Floats | None) -> Floats:
