@@ -229,26 +229,67 @@ def _batch(
     blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], batch: Sequence[tuple[int, int]], masks: Bools | None, plan: Plan
 ) -> list[Delayed]:
     """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph; lazy."""
-    narrow = plan.route != "gram"
-    if narrow:
-        index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
-        columns = blocks.columns(index)
-    else:
-        index = None
-        grams = blocks.grams(masks, [c for _, c in batch])
     columns_fit, gram_fit = dask.delayed(fit_on_columns, pure=False), dask.delayed(fit_on_gram, pure=False)
     tasks: list[Delayed] = []
-    for position, keys in enumerate(_keys(batch, masks)):
+    for keys, sight in zip(_keys(batch, masks), sights(blocks, design, sets, batch, masks, plan), strict=True):
         fold = sets[keys[0][0]]
         problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer) for _, c in keys]
-        mask = None if masks is None else masks[position]
-        n_voxels = blocks.shape[1] if mask is None else int(mask.sum())
-        how = (problems, design.candidates, design.build, design.scorer, n_voxels)
-        if narrow:
-            tasks.append(columns_fit(columns, None if mask is None else mask[index], *how))
-        else:
-            tasks.append(gram_fit(grams[0 if masks is None else position], *how))
+        how = (problems, design.candidates, design.build, design.scorer, sight.n_voxels)
+        tasks.append(gram_fit(sight.data, *how) if plan.route == "gram" else columns_fit(sight.data, sight.columns, *how))
     return tasks
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a training set and the problems that share its voxels see of the data.
+
+    Attributes
+    ----------
+    data : Delayed
+        ndarray of float64: the Gram matrix (n_samples, n_samples) of its voxels, or (routes columns and direct) the voxels
+        (n_samples, n_columns) that the training sets of a batch see, in canonical order.
+    columns : ndarray of bool, shape (n_columns,), or None
+        Which of the columns are its own; None: all of them, or a Gram matrix.
+    n_voxels : int
+        How many voxels it has.
+    """
+
+    data: Delayed
+    columns: Bools | None
+    n_voxels: int
+
+
+def sights(
+    blocks: VoxelBlocks,
+    design: Design,
+    sets: Sequence[TrainingSet],  # noqa: ARG001  # what is seen may depend on the training samples themselves
+    batch: Sequence[tuple[int, int]],
+    masks: Bools | None,
+    plan: Plan,
+) -> list[Sight]:
+    """What each group of (training set, problem) of a batch that shares a factor sees; lazy, one sweep.
+
+    Parameters
+    ----------
+    blocks : VoxelBlocks
+    design : Design
+    sets : sequence of TrainingSet
+    batch : sequence of (int, int)
+        Number of the training set and of the problem.
+    masks : ndarray of bool, shape (len(batch), n_voxels), or None
+        Voxels of each, where they are screened. Then each is a group of its own; else all problems of a training set are one.
+    plan : Plan
+    """
+    if plan.route == "gram":
+        grams = blocks.grams(masks, [c for _, c in batch])
+        if masks is None:
+            return [Sight(grams[0], None, blocks.shape[1]) for _ in _keys(batch, masks)]
+        return [Sight(gram, None, int(mask.sum())) for gram, mask in zip(grams, masks, strict=True)]
+    index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
+    columns = blocks.columns(index)
+    if masks is None:
+        return [Sight(columns, None, index.size) for _ in _keys(batch, masks)]
+    return [Sight(columns, mask[index], int(mask.sum())) for mask in masks]
 
 
 def _gather(

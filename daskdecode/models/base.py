@@ -138,9 +138,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
             With the arithmetic, where even the smallest steps exceed ``memory_budget``.
         """
         samples, question, design, plan, blocks = self._prepare(X, y, groups)
-        if plan.in_memory:
-            samples = replace(samples, x=blocks.like(samples.x).x.persist())
-            blocks = blocks.like(self._scale(samples)).keep()
+        samples, blocks = self._load(samples, blocks, plan)
         found, counts = cross_validate(blocks, design, plan, self.progress, also=blocks.like(samples.x).map_sum(count_bad))
         quality = Quality(*map(int, counts))
         self._keep(samples, question, design, plan, found)
@@ -186,6 +184,13 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         )
         blocks = VoxelBlocks(self._scale(samples), block_nbytes(self.memory_budget))
         return samples, question, design, make_plan(_workload(blocks, design, model), self.memory_budget), blocks
+
+    def _load(self, samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[Samples, VoxelBlocks]:
+        """Read the data, where the plan keeps them in memory; else leave them lazy."""
+        if not plan.in_memory:
+            return samples, blocks
+        samples = replace(samples, x=blocks.like(samples.x).x.persist())
+        return samples, blocks.like(self._scale(samples)).keep()
 
     def _scale(self, samples: Samples) -> da.Array:
         if self.standardize == "zscore_run" and samples.groups is None:
