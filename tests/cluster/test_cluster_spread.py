@@ -1,0 +1,125 @@
+"""Pieces of work: one at a time on a worker, each told as it ends, blame where it belongs."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import pairwise
+
+import dask
+import pytest
+from dask.delayed import delayed
+from distributed import Client, KilledWorker, LocalCluster
+
+from daskdecode.cluster.spread import run_each
+
+
+@pytest.fixture
+def client():
+    """Two processes of two threads each, with little memory."""
+    # allowed-failures is read by the scheduler when it starts.
+    settings = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.work-stealing": True}
+    with (
+        dask.config.set(settings),
+        LocalCluster(n_workers=2, threads_per_worker=2, memory_limit="1GiB", dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+class Times:
+    """Says in which process it ran, from when to when, and on what."""
+
+    def __init__(self, seconds=0.3):
+        self.seconds = seconds
+
+    def __call__(self, nbytes):
+        begun = time.time()
+        # A graph of its own must run here: on the cluster's scheduler it would wait for this very thread.
+        scheduler = dask.base.get_scheduler(collections=[delayed(1)])
+        inner = dask.compute(*[delayed(os.getpid, pure=False)() for _ in range(4)])
+        time.sleep(self.seconds)
+        return {
+            "pid": os.getpid(),
+            "inner": set(inner),
+            "from": begun,
+            "to": time.time(),
+            "nbytes": nbytes,
+            "scheduler": scheduler.__module__,
+        }
+
+
+class Fails:
+    def __call__(self, nbytes):
+        raise ValueError("no such condition")
+
+
+class Dies:
+    def __call__(self, nbytes):
+        os._exit(1)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+def test_other_schedulers_work_one_after_another_and_yield_at_once(scheduler):
+    seen = []
+
+    def piece(name):
+        return lambda nbytes: seen.append(name) or nbytes
+
+    with dask.config.set(scheduler=scheduler):
+        found = run_each({"a": piece("a"), "b": Fails(), "c": piece("c")})
+        assert next(found) == ("a", None)
+        assert seen == ["a"]
+        name, error = next(found)
+        assert name == "b"
+        assert isinstance(error, ValueError)
+        assert [name for name, _ in found] == ["c"]
+
+
+@pytest.mark.slow
+def test_one_piece_a_worker_on_its_threads_and_within_its_memory(client):
+    found = dict(run_each({f"{n}": Times() for n in range(6)}))
+    assert len({f["pid"] for f in found.values()}) == 2
+    for pid in {f["pid"] for f in found.values()}:
+        here = sorted((f["from"], f["to"]) for f in found.values() if f["pid"] == pid)
+        assert len(here) == 3
+        assert all(to <= begun for (_, to), (begun, _) in pairwise(here))
+    assert all(f["inner"] == {f["pid"]} for f in found.values())
+    assert all(f["scheduler"] == "dask.threaded" for f in found.values())
+    assert all(0 < f["nbytes"] < 0.7 * 2**30 for f in found.values())
+
+
+@pytest.mark.slow
+def test_one_piece_a_process_where_workers_are_threads():
+    with LocalCluster(n_workers=2, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster, Client(cluster):
+        before = dask.config.get("scheduler")
+        found = sorted((f["from"], f["to"]) for _, f in run_each({f"{n}": Times(0.1) for n in range(4)}))
+        assert all(to <= begun for (_, to), (begun, _) in pairwise(found))
+        assert dask.config.get("scheduler") == before
+
+
+@pytest.mark.slow
+def test_who_kills_workers_is_named_and_stops_nobody(client):
+    pieces = {"a": Times(), "b": Dies(), "c": Fails(), "d": Times(), "e": Times()}
+    found = dict(run_each(pieces))
+    assert isinstance(found["b"], KilledWorker)
+    assert isinstance(found["c"], ValueError)
+    assert all(isinstance(found[name], dict) for name in "ade")
+
+
+@pytest.mark.slow
+def test_an_active_scheduler_that_is_no_client_is_obeyed(client):
+    with dask.config.set(scheduler="synchronous"):
+        assert dict(run_each({"a": lambda nbytes: os.getpid()})) == {"a": os.getpid()}
+
+
+@pytest.mark.slow
+def test_workers_that_come_later_get_their_share(client):
+    client.cluster.scale(1)
+    client.wait_for_workers(1)
+    pids = set()
+    for n, (_, found) in enumerate(run_each({f"{n}": Times(1.0) for n in range(12)})):
+        pids.add(found["pid"])
+        if n == 0:
+            client.cluster.scale(3)
+    assert len(pids) >= 3
