@@ -7,40 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
 
 from daskdecode.engine.coordinate_descent import can_solve, fit_dual
-from daskdecode.engine.moments import Bools, Floats, Ints
+from daskdecode.engine.moments import Bools, Floats
 from daskdecode.engine.rotation import Factor
+from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Fits, Params, Problem, Scorer, fit_candidates
-
-
-class Decided(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted binary classifier whose single feature is its decision value: lets any scorer judge decisions that are already known."""
-
-    classes_ = np.array([-1, 1])
-
-    def decision_function(self, X: Floats) -> Floats:
-        """Return the feature."""
-        return np.asarray(X[:, 0])
-
-    def predict_proba(self, X: Floats) -> Floats:
-        """Return the probabilities of -1 and +1, where the feature is their log-odds."""
-        p = expit(X[:, 0])
-        return np.stack([1 - p, p], axis=1)
-
-    def predict(self, X: Floats) -> Ints:
-        """Return -1 or +1, the sign of the feature."""
-        return np.where(X[:, 0] > 0, 1, -1)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-
-def score_decisions(scorer: Scorer, decision: Floats, target: Ints) -> float:
-    """Score of decision values (n_samples,) against -1 and +1."""
-    return float(scorer(Decided(), decision[:, None], target))
 
 
 def fit_on_gram(

@@ -13,7 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from daskdecode.engine.crossval import CrossValidated, Design
-from daskdecode.engine.fits import score_decisions
+from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import gives_probabilities
 from daskdecode.errors import DecodingError
 from daskdecode.models import outcome

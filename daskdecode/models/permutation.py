@@ -16,9 +16,9 @@ from sklearn.model_selection import LeaveOneGroupOut
 
 from daskdecode.engine.closed_form import judge_accuracy, judge_auc
 from daskdecode.engine.crossval import Design
-from daskdecode.engine.fits import score_decisions
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.relabel import Judge, Shared, ridge_scores, screened_scores, shared_scores
+from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
 from daskdecode.models.decoder import Decoder, require_classifier
