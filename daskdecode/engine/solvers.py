@@ -151,7 +151,7 @@ def takes_sample_weight(model: Any) -> bool:
     last = model
     while isinstance(last, Pipeline):
         last = last.steps[-1][1]
-    return has_fit_parameter(last, "sample_weight")
+    return bool(has_fit_parameter(last, "sample_weight"))
 
 
 def resolve(params: Params, x: Floats, target: NDArray[Any]) -> Params:
