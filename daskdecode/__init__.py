@@ -38,6 +38,7 @@ _WHERE = {
     "cross_decode": "daskdecode.models.transfer",
     "temporal_generalization": "daskdecode.models.transfer",
     "score_interval": "daskdecode.models.interval",
+    "connect": "daskdecode.cluster.connect",
     "write_results": "daskdecode.results.result",
     "write_report": "daskdecode.results.report",
 }
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "add_mask",
     "apply_mask",
+    "connect",
     "convert",
     "cross_decode",
     "detrend",
@@ -73,6 +75,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from daskdecode.cluster.connect import connect as connect
     from daskdecode.data.mask import apply_mask as apply_mask
     from daskdecode.data.mask import mean_image as mean_image
     from daskdecode.data.mask import to_nifti as to_nifti

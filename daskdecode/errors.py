@@ -50,6 +50,14 @@ class MemoryBudgetError(DaskDecodeError, MemoryError, ValueError):
     """The work cannot be done within the memory budget."""
 
 
+class ClusterError(DaskDecodeError, OSError):
+    """A scheduler cannot be reached, no worker came, or workers are not fit for the work."""
+
+
+class ClusterSpecError(ClusterError, ValueError):
+    """What describes a cluster is not understood, or needs a package that is not installed."""
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """Say which known names are close to a wrong one: ``"did you mean 'face'? Known: 'cat', 'face'."``."""
     names = list(dict.fromkeys(str(k) for k in known))

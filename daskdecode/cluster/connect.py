@@ -1,0 +1,166 @@
+"""One call for every place where work can be done: this machine, a scheduler that runs, a batch system, Kubernetes, a gateway."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Final
+
+import dask
+from distributed import Client
+from distributed.security import Security
+
+from daskdecode.cluster.options import BATCH, LOCAL
+from daskdecode.cluster.security import security_of
+from daskdecode.cluster.spec import ClusterSpec, read_spec
+from daskdecode.cluster.versions import check_versions
+from daskdecode.errors import ClusterError
+
+_LOOK_S: Final = 1.0
+"""How often a cluster without workers is asked whether there is any hope, seconds."""
+
+
+def connect(
+    spec: str | PathLike[str] | ClusterSpec = "local",
+    *,
+    n_workers: int | Sequence[int] | None = None,
+    threads_per_worker: int | None = None,
+    memory_limit: int | str | None = None,
+    timeout_s: float | None = None,
+    dashboard: bool | str | None = None,
+    tls: bool | Mapping[str, str] | Security | None = None,
+    **options: Any,
+) -> Client:
+    """Connect to workers, starting them where need be; from then on all of daskdecode works there.
+
+    Parameters
+    ----------
+    spec : str or path-like
+        - ``"local"``: processes on this machine, as many as suit its cores and memory; ``"threads"``: one process, this one.
+        - ``"tcp://host:8786"``, ``"tls://host:8786"``: a scheduler that is running.
+        - ``"slurm"``, ``"pbs"``, ``"sge"``, ``"lsf"``, ``"htcondor"``: jobs of a batch system, one worker each
+          (``pip install "daskdecode[jobqueue]"``).
+        - ``"kubernetes"``: pods, by way of Dask's operator (``pip install "daskdecode[kubernetes]"``).
+        - ``"gateway"``: a cluster that a dask-gateway server starts (``pip install "daskdecode[gateway]"``).
+        - A YAML file, as a site may ship it: ``kind:`` and any option.
+    n_workers : int or (fewest, most), optional
+        Workers to keep up: one that is lost is replaced. Two numbers: as many between them as there is work for. For ``"threads"``
+        the number of threads. Default: on this machine what suits it, elsewhere 4.
+    threads_per_worker : int, optional
+        Cores of a worker.
+    memory_limit : int or str, optional
+        Memory of a worker, ``"8GB"`` or a number of bytes.
+    timeout_s : float, optional
+        Seconds to wait for the scheduler and the first worker. Default: 60 on this machine, 30 for a scheduler that is running,
+        900 where workers queue.
+    dashboard : bool or str, optional
+        An address such as ``":8787"``. Default: a free port of the loopback interface, at ``client.dashboard_link``.
+    tls : bool, mapping or Security, optional
+        Encrypt and authenticate. True makes credentials for this cluster alone; a mapping names the files ``ca_file``, ``cert``, ``key``.
+    **options
+        Those of the kind, as in a YAML file: ``queue``, ``account``, ``walltime``, ``setup``, ``directives``, ``log_folder``, ... See
+        docs/cluster.md.
+
+    Returns
+    -------
+    distributed.Client
+        The active scheduler of this process until it is closed. Closing it, or leaving a ``with`` block, also ends what was started
+        here, and leaves alone a scheduler that was running before.
+
+    Raises
+    ------
+    ClusterSpecError
+        The description is not understood, or a package is missing.
+    ClusterError
+        No scheduler answers, or no worker came in time (then with the batch system's own reason, and with nothing left behind), or the
+        workers run other code than this session.
+
+    Notes
+    -----
+    Batch jobs end before their walltime does: workers close at a random time before it, hand on what they hold, and are replaced.
+
+    Examples
+    --------
+    >>> import daskdecode as dd
+    >>> with dd.connect("threads", n_workers=2) as client:
+    ...     client.submit(sum, [1, 2, 3]).result()
+    6
+    """
+    given: dict[str, Any] = {"n_workers": n_workers, "threads_per_worker": threads_per_worker, "memory_limit": memory_limit}
+    given |= {"timeout_s": timeout_s, "dashboard": dashboard, "tls": tls}
+    described = read_spec(spec, given | options)
+    security = security_of(described)
+    return _to_running(described, security) if described.kind == "address" else _to_started(described, security)
+
+
+def _to_running(spec: ClusterSpec, security: Security | None) -> Client:
+    address = spec.options["address"]
+    try:
+        client = Client(address, security=security, timeout=spec.timeout_s)
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"No scheduler answers at {address} within {spec.timeout_s:g} s. Is it running, and can this machine reach it? ({_said(error)})"
+        ) from error
+    return _ready(client, spec, lambda: "The scheduler is there: start workers for it (dask worker ADDRESS).")
+
+
+def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
+    family = "local" if spec.kind in LOCAL else "batch" if spec.kind in BATCH else spec.kind
+    launcher = importlib.import_module(f"daskdecode.cluster.{family}")  # each needs packages of its own
+    # Read when a scheduler starts. Without the first, work waits for ever once the last worker has gone and none comes.
+    settings = {"distributed.scheduler.no-workers-timeout": spec.timeout_s}
+    if "allowed_failures" in spec.options:
+        settings["distributed.scheduler.allowed-failures"] = spec.options["allowed_failures"]
+    with dask.config.set(settings):
+        cluster = launcher.start(spec, security)
+    try:
+        client = _Owner(cluster, spec.timeout_s)
+    except BaseException:
+        cluster.close()
+        raise
+    return _ready(client, spec, lambda: launcher.why_no_workers(cluster))
+
+
+def _ready(client: Client, spec: ClusterSpec, why: Any) -> Client:
+    """Wait for a worker and look at what it runs; close the client, and all that it owns, where that fails."""
+    try:
+        _wait_for_worker(client, spec, why)
+        check_versions(client)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _wait_for_worker(client: Client, spec: ClusterSpec, why: Any) -> None:
+    until = time.monotonic() + spec.timeout_s
+    while True:
+        left = until - time.monotonic()
+        try:
+            client.wait_for_workers(1, timeout=max(0.1, min(_LOOK_S, left)))
+            return
+        except TimeoutError:
+            if left <= _LOOK_S:
+                raise ClusterError(f"No worker came within {spec.timeout_s:g} s ({spec.kind}). {why()} timeout_s= waits longer.") from None
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Owner(Client):
+    """A client that ends its cluster when it is closed, as ``Client()`` without arguments does."""
+
+    def __init__(self, cluster: Any, timeout_s: float) -> None:
+        Client.__init__(self, cluster, timeout=timeout_s)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        """Close the client, then scheduler and workers."""
+        cluster: Any = self.cluster
+        try:
+            return Client.close(self, *args, **kwargs)
+        finally:
+            if cluster is not None:
+                cluster.close()

@@ -1,0 +1,66 @@
+"""Workers on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any, Final
+
+from dask.system import CPU_COUNT
+from distributed import LocalCluster
+from distributed.deploy.local import nprocesses_nthreads
+from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
+
+from daskdecode.cluster.spec import ClusterSpec
+from daskdecode.errors import ClusterError, ClusterSpecError
+
+_LEAST_NBYTES: Final = 2**30
+"""Memory below which a process does little else than hold Python and the packages."""
+LOOPBACK: Final = "127.0.0.1:0"
+"""Any free port that other machines cannot reach."""
+
+
+def start(spec: ClusterSpec, security: Security | None) -> LocalCluster:
+    """Start processes sized to cores and memory, or threads of this process."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ClusterError(
+            "connect() is being called by a worker that imports your script. Put what the script does under "
+            "if __name__ == '__main__':, so that only the script itself does it."
+        )
+    fewest, most = spec.workers(0)
+    if fewest != most:
+        raise ClusterSpecError(f"n_workers is {[fewest, most]}, but on this machine workers do not come and go: expected a number.")
+    address = dashboard_address(spec)
+    common: dict[str, Any] = {
+        "security": security,
+        "silence_logs": "ERROR",
+        "local_directory": spec.get("local_folder"),
+        "dashboard_address": address,
+        "worker_dashboard_address": LOOPBACK,  # None would be every interface for a worker in this process
+        "scheduler_kwargs": {"dashboard": bool(spec.get("dashboard", True))},
+    }
+    if spec.kind == "threads":
+        return LocalCluster(processes=False, n_workers=1, threads_per_worker=most or CPU_COUNT, **common)
+    n_workers, n_threads = sizes(most, spec.get("threads_per_worker", 0))
+    limit = spec.get("memory_limit", MEMORY_LIMIT // n_workers)
+    return LocalCluster(n_workers=n_workers, threads_per_worker=n_threads, memory_limit=limit, **common)
+
+
+def sizes(n_workers: int, n_threads: int) -> tuple[int, int]:
+    """Processes and threads a process; 0 stands for what suits cores and memory."""
+    if n_workers:
+        return n_workers, n_threads or max(1, CPU_COUNT // n_workers)
+    n_processes = max(1, CPU_COUNT // n_threads) if n_threads else nprocesses_nthreads(CPU_COUNT)[0]
+    n_processes = max(1, min(n_processes, MEMORY_LIMIT // _LEAST_NBYTES))
+    return n_processes, n_threads or max(1, CPU_COUNT // n_processes)
+
+
+def dashboard_address(spec: ClusterSpec) -> str:
+    """Where the scheduler's web server listens, which answers health checks even without a dashboard."""
+    asked = spec.get("dashboard", True)
+    return asked if isinstance(asked, str) else LOOPBACK
+
+
+def why_no_workers(cluster: LocalCluster) -> str:  # noqa: ARG001  # as of the other kinds
+    """What is known of workers that do not come."""
+    return "Is the machine short of memory, or too busy? Fewer processes (n_workers=) may come up."
