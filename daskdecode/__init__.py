@@ -39,6 +39,8 @@ _WHERE = {
     "temporal_generalization": "daskdecode.models.transfer",
     "score_interval": "daskdecode.models.interval",
     "connect": "daskdecode.cluster.connect",
+    "search": "daskdecode.tuning.search",
+    "SearchResult": "daskdecode.tuning.result",
     "write_results": "daskdecode.results.result",
     "write_report": "daskdecode.results.report",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "DecoderRegressor",
     "PermutationTest",
     "Run",
+    "SearchResult",
     "__version__",
     "add_mask",
     "apply_mask",
@@ -64,6 +67,7 @@ __all__ = [
     "permutation_test",
     "regress_out",
     "score_interval",
+    "search",
     "select_labels",
     "simulate_study",
     "standardize",
@@ -102,6 +106,8 @@ if TYPE_CHECKING:
     from daskdecode.store.open import open_study as open_study
     from daskdecode.store.open import open_subject as open_subject
     from daskdecode.store.verify import verify as verify
+    from daskdecode.tuning.result import SearchResult as SearchResult
+    from daskdecode.tuning.search import search as search
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,10 +114,10 @@ def fit_candidates(
     z_train, target = np.ascontiguousarray(z[problem.train]), problem.target[problem.train]
     settings = [resolve(params, z_train, target) for params in candidates]
     unfitted = [build(problem.train.size, n_voxels, **params) for params in settings]
-    with _ONE_LIBLINEAR if any(map(takes_turns, unfitted)) else nullcontext():
+    with in_turn(unfitted):
         fitted = [model.fit(z_train, target, **weighted(model, problem.sample_weight, problem.train)) for model in unfitted]
     scores = np.array([[float(scorer(model, z[test], problem.target[test])) for test in problem.tests] for model in fitted])
-    n_unconverged = sum(_at_max_iter(model) for model in fitted)
+    n_unconverged = sum(at_max_iter(model) for model in fitted)
     if not problem.keep:
         return Fits(scores, None, None, None, n_unconverged)
     chosen = tuple({**params, **_own_choice(model)} for params, model in zip(settings, fitted, strict=True))
@@ -133,6 +133,18 @@ def fit_candidates(
     # On voxels the models are kept as well: in another fold, weights may not be all of them.
     models = tuple(fitted) if z.shape[1] == n_voxels else None
     return Fits(scores, weights, intercepts, weights @ z.T + intercepts[:, None], n_unconverged, chosen, models)
+
+
+def in_turn(models: Sequence[Any]) -> AbstractContextManager[Any]:
+    """Hold off other fits of this process while those that must not overlap are fitted."""
+    return _ONE_LIBLINEAR if any(map(takes_turns, models)) else nullcontext()
+
+
+def at_max_iter(model: Any) -> bool:
+    """Say whether a fitted estimator stopped before it converged."""
+    # Only where reaching the largest number of iterations is a failure: to boosted trees it is the size asked for.
+    n_iter, most = getattr(model, "n_iter_", None), getattr(model, "max_iter", None)
+    return hasattr(model, "coef_") and n_iter is not None and most is not None and 0 < most <= int(np.max(n_iter))
 
 
 def weighted(model: Any, sample_weight: Floats | None, train: Ints) -> dict[str, Floats]:
@@ -215,9 +227,3 @@ def _own_choice(model: Any) -> Params:
     if isinstance(model, LogisticRegressionCV):
         return {"best_C": float(np.ravel(model.C_)[0])}
     return {}
-
-
-def _at_max_iter(model: Any) -> bool:
-    # Only where reaching the largest number of iterations is a failure: to boosted trees it is the size asked for.
-    n_iter, most = getattr(model, "n_iter_", None), getattr(model, "max_iter", None)
-    return hasattr(model, "coef_") and n_iter is not None and most is not None and 0 < most <= int(np.max(n_iter))

@@ -1,0 +1,1 @@
+"""Hyperparameter searches that dask-ml spreads over folds and candidates."""

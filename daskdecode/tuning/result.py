@@ -1,0 +1,165 @@
+"""What a search found: scores of every setting, the best of them, and what choosing it is worth on samples that had no part in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from daskdecode.models.outcome import plain
+
+Floats = NDArray[np.float64]
+
+_MOST_ROWS = 20
+
+
+@dataclass
+class SearchResult:
+    """A hyperparameter search. ``str(result)`` is a table.
+
+    Attributes
+    ----------
+    cv_results_ : dict of str to ndarray or list
+        As scikit-learn's searches give it: ``params``, ``param_<name>``, ``split<k>_test_score``, ``mean_test_score``,
+        ``std_test_score``, ``rank_test_score``, ``mean_fit_time`` and so on (s). Of Hyperband ``test_score`` on the validation samples
+        and ``partial_fit_calls`` instead of splits.
+    best_params_ : dict
+    best_index_ : int
+    best_score_ : float
+        Mean score of the best setting. **Optimistic**: the largest of many numbers, each with its own luck.
+    nested_scores_ : ndarray of float64, shape (n_folds,), or None
+        Score on each outer fold of the setting that the search chooses without it: what the choice is worth on new data. Of Hyperband:
+        score on each group that was held out from the whole search. None where ``nested=False``.
+    nested_params_ : list of dict, or None
+        What was chosen without each fold.
+    best_decoder_ : Decoder or DecoderRegressor, or None
+        Fitted on all samples with the best setting: maps, predictions.
+    best_estimator_ : estimator or None
+        Of Hyperband, the best model, fitted on the training samples.
+    method, scoring, estimator : str
+    notes_ : list of str
+        What a reader of the scores should know.
+    """
+
+    cv_results_: dict[str, Any]
+    best_index_: int
+    method: str
+    scoring: str
+    estimator: str
+    nested_scores_: Floats | None = None
+    nested_params_: list[dict[str, Any]] | None = None
+    best_decoder_: Any = None
+    best_estimator_: Any = None
+    notes_: list[str] = field(default_factory=list)
+
+    @property
+    def _scores(self) -> Floats:
+        """Score of each setting, shape (n_settings,)."""
+        name = "mean_test_score" if "mean_test_score" in self.cv_results_ else "test_score"
+        return np.asarray(self.cv_results_[name], dtype=np.float64)
+
+    @property
+    def best_params_(self) -> dict[str, Any]:
+        """The best setting."""
+        return dict(self.cv_results_["params"][self.best_index_])
+
+    @property
+    def best_score_(self) -> float:
+        """Mean score of the best setting; optimistic."""
+        return float(self._scores[self.best_index_])
+
+    @property
+    def score_(self) -> float | None:
+        """Mean of ``nested_scores_`` over the folds where they are defined: the score to report. None where they are not known."""
+        if self.nested_scores_ is None:
+            return None
+        defined = self.nested_scores_[np.isfinite(self.nested_scores_)]
+        return float(defined.mean()) if defined.size else float("nan")
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return ``cv_results_`` as a table, one row a setting, the best first."""
+        columns = {name: list(values) for name, values in self.cv_results_.items() if name != "params"}
+        table = pd.DataFrame(columns | {"params": list(self.cv_results_["params"])})
+        return table.sort_values("rank_test_score", kind="stable", ignore_index=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the models as plain, JSON-able values."""
+        results = {k: [_jsonable(v) for v in np.ma.filled(np.ma.asarray(vs, dtype=object), None)] for k, vs in self._columns().items()}
+        return {
+            "method": self.method,
+            "estimator": self.estimator,
+            "scoring": self.scoring,
+            "score": _jsonable(self.score_),
+            "nested_scores": None if self.nested_scores_ is None else [_jsonable(s) for s in self.nested_scores_],
+            "nested_params": None if self.nested_params_ is None else [_named(p) for p in self.nested_params_],
+            "best_params": _named(self.best_params_),
+            "best_score": _jsonable(self.best_score_),
+            "best_score_is_optimistic": True,
+            "cv_results": results | {"params": [_named(p) for p in self.cv_results_["params"]]},
+            "notes": self.notes_,
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        return {k: v for k, v in self.cv_results_.items() if k != "params"}
+
+    def __str__(self) -> str:
+        count = f"{self._scores.size} settings of {self.estimator}, {self.method} search, {self.scoring}"
+        best = ", ".join(f"{k}={_shown(v)}" for k, v in self.best_params_.items())
+        lines = [count]
+        if self.score_ is not None and self.nested_scores_ is not None:
+            spread = f" +- {np.nanstd(self.nested_scores_, ddof=1):.4f}" if np.isfinite(self.nested_scores_).sum() > 1 else ""
+            held = "groups held out from the search" if self.method == "hyperband" else "outer folds, each searched without"
+            lines.append(f"score {self.score_:.4f}{spread} ({self.nested_scores_.size} {held})")
+        lines.append(f"best  {best}: {self.best_score_:.4f} on the samples that chose it, which is optimistic")
+        names = [k.removeprefix("param_") for k in self.cv_results_ if k.startswith("param_")]
+        scores, ranks = self._scores, np.asarray(self.cv_results_["rank_test_score"])
+        order = np.argsort(ranks, kind="stable")[:_MOST_ROWS]
+        rows = [["rank", *names, "score", "sd" if "std_test_score" in self.cv_results_ else "calls"]]
+        last = self.cv_results_.get("std_test_score", self.cv_results_.get("partial_fit_calls"))
+        for k in order:
+            params = self.cv_results_["params"][k]
+            spread = "" if last is None else (f"{last[k]:.4f}" if isinstance(last[k], float | np.floating) else str(last[k]))
+            rows.append([str(ranks[k]), *(_shown(params[n]) if n in params else "" for n in names), f"{scores[k]:.4f}", spread])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if scores.size > _MOST_ROWS:
+            lines.append(f"... and {scores.size - _MOST_ROWS} more (to_frame())")
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes_)])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the score of every setting, with its spread over folds, and the nested score beside it.
+
+        Against the parameter where there is one and its values are numbers (on a logarithmic axis where they span two decades or more);
+        else against the rank. A second parameter gives lines of their own.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        from daskdecode.tuning.plot import plot_scores
+
+        return plot_scores(self, ax)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    if isinstance(value, np.ndarray | list | tuple) and len(value) > 3:
+        return f"[{_shown(value[0])} ... {_shown(value[-1])}]"
+    return " ".join(str(plain(value)).split())
+
+
+def _jsonable(value: Any) -> Any:
+    value = plain(value)
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _named(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: _jsonable(value) for name, value in params.items()}

@@ -1,0 +1,266 @@
+"""Searches of hyperparameters: a grid, or settings drawn at random; dask-ml spreads them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+from sklearn.base import clone
+from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+from daskdecode.engine.crossval import Design, TrainingSet, training_sets
+from daskdecode.errors import DecodingError
+from daskdecode.models.base import BaseDecoder
+from daskdecode.models.estimators import check_choice
+from daskdecode.tuning.folds import Scored, score_settings
+from daskdecode.tuning.result import SearchResult
+
+Floats = NDArray[np.float64]
+Settings = list[dict[str, Any]]
+
+_ROUNDING = 12
+"""Decimals in which scores are compared: the order in which a score was summed must not choose a setting."""
+
+
+def search(
+    decoder: BaseDecoder,
+    X: Any,
+    param_distributions: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    y: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    *,
+    method: Literal["grid", "random"] = "grid",
+    n_iter: int = 10,
+    random_state: int = 0,
+    nested: bool = True,
+    refit: bool = True,
+    error_score: float | Literal["raise"] = "raise",
+    progress: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    r"""Search the hyperparameters of a decoder, spread over folds and settings by dask-ml on the active Dask scheduler.
+
+    .. math:: \bar s_k = \frac{1}{F} \sum_f \frac{1}{C} \sum_c s_{fck}, \qquad \hat k = \min \arg\max_k \bar s_k
+
+    with :math:`s_{fck}` the score of setting k on the held-out samples of fold f for problem c (one problem for two classes or a
+    regression, else each class against the rest). The largest of many scores is optimistic. What choosing in this way is worth is
+    measured by doing it again without each fold: :math:`s_f = s_{f \cdot \hat k(f)}`, where :math:`\hat k(f)` is chosen by folds inside
+    the training samples of f. Those are ``nested_scores_``, and their mean is the score to report.
+
+    Parameters
+    ----------
+    decoder : Decoder or DecoderRegressor
+        What to decode with: estimator, folds, screening, scaling, scoring. It is not changed; its own ``param_grid`` and ``tune`` are
+        not used.
+    X, y, groups
+        As for :meth:`daskdecode.Decoder.fit`.
+    param_distributions : dict or list of dict
+        Lists of values; for ``"random"`` also distributions (with ``rvs``). The names are the estimator's
+        (``C``; ``pca__n_components`` of a pipeline's step).
+    method : {"grid", "random"}, default "grid"
+        ``"grid"``: every setting. ``"random"``: ``n_iter`` of them, those that scikit-learn's ``RandomizedSearchCV`` draws.
+    n_iter : int, default 10
+        Settings drawn (``"random"``).
+    random_state : int, default 0
+        Seed of the draws.
+    nested : bool, default True
+        Whether to measure what the choice is worth. It takes as many fits as there are training sets inside training sets (66 more for
+        12 runs, times the settings), but no other pass over the data where these fit into memory.
+    refit : bool, default True
+        Whether to fit ``best_decoder_`` with the best setting.
+    error_score : "raise" or float, default "raise"
+        What a fit that fails scores. A setting with a NaN ranks last.
+    progress : callable, optional
+        Called with (problems done, problems in all) as batches end.
+
+    Returns
+    -------
+    SearchResult
+
+    Raises
+    ------
+    DecodingError
+        Before any data are read: an unknown method or parameter, a grid with distributions, folds that cannot be nested, and whatever
+        :meth:`daskdecode.Decoder.fit` refuses.
+    MemoryBudgetError
+        With the arithmetic, where even the smallest steps exceed the decoder's ``memory_budget``.
+
+    Notes
+    -----
+    Eager. Where a Gram matrix will do (svc, logistic, ridge), settings are fitted on those of each training set, n x n, worked out in the
+    passes that :meth:`daskdecode.Decoder.explain` names; else on the voxels, gathered once. Steps of a pipeline that settings share are
+    fitted once a training set. Equal to scikit-learn's ``GridSearchCV`` on the voxels with screening as a step of the pipeline.
+
+    Peak memory of a worker: that of :meth:`daskdecode.Decoder.fit` with the same settings.
+
+    References
+    ----------
+    Varoquaux et al. 2017, NeuroImage 145:166-179 (nested cross-validation); Bergstra & Bengio 2012, JMLR 13:281-305 (random search).
+    """
+    if not isinstance(decoder, BaseDecoder):
+        raise DecodingError(f"search takes a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
+    check_choice("method", method, ["grid", "random"])
+    if not _is_count(n_iter):
+        raise DecodingError(f"n_iter={n_iter!r} must be a whole number, at least 1.")
+    if not isinstance(error_score, int | float) and error_score != "raise":
+        raise DecodingError(f"error_score={error_score!r} must be 'raise' or a number.")
+    settings = settings_of(param_distributions, method, int(n_iter), random_state)
+    asked = clone(decoder).set_params(
+        param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"
+    )
+    samples, _, design, plan, blocks = _prepared(asked, X, y, groups)
+    _, blocks = asked._load(samples, blocks, plan)
+    sets = training_sets(design)
+    found = score_settings(blocks, design, sets, plan, error_score=error_score, progress=progress)
+    result = _result(found, design, sets, nested, method=method, scoring=_scoring_of(decoder), estimator=_name_of(decoder))
+    for note in result.notes_:
+        warnings.warn(note, stacklevel=2)
+    if refit:
+        best = {k: [v] for k, v in result.best_params_.items()}
+        result.best_decoder_ = clone(decoder).set_params(param_grid=best).fit(X, y, groups)
+    return result
+
+
+def _prepared(decoder: BaseDecoder, X: Any, y: Any, groups: Any) -> Any:
+    try:
+        return decoder._prepare(X, y, groups)
+    except DecodingError as error:
+        said = str(error).replace("tune='nested'", "nested=True").replace("tune='held_out' (optimistic)", "nested=False (optimistic)")
+        raise DecodingError(said) from error
+
+
+def settings_of(distributions: Any, method: str, n_iter: int, random_state: int) -> Settings:
+    """Settings to try, in the order of scikit-learn's searches.
+
+    Raises
+    ------
+    DecodingError
+        Nothing to search, or a distribution in a grid.
+    """
+    parts = [distributions] if isinstance(distributions, Mapping) else distributions
+    if not isinstance(parts, Sequence) or isinstance(parts, str) or not all(isinstance(part, Mapping) for part in parts):
+        raise DecodingError(f"param_distributions must be a dict or a list of dicts; found {type(distributions).__name__}.")
+    if not any(parts):
+        raise DecodingError("param_distributions names no parameter: there is nothing to search. Give some, such as {'C': [0.1, 1, 10]}.")
+    parts = [{name: _values(value) for name, value in part.items()} for part in parts]
+    drawn = sorted({name for part in parts for name, value in part.items() if hasattr(value, "rvs")})
+    if method == "grid" and drawn:
+        raise DecodingError(f"A grid needs lists of values, but {drawn[0]!r} is a distribution: use method='random', or give a list.")
+    try:
+        if method == "grid":
+            return [dict(params) for params in ParameterGrid(parts)]
+        with warnings.catch_warnings():
+            # Fewer settings than asked for: then all of them.
+            warnings.filterwarnings("ignore", message="The total space of parameters")
+            return [dict(params) for params in ParameterSampler(parts, n_iter, random_state=random_state)]
+    except (TypeError, ValueError) as error:
+        raise DecodingError(f"param_distributions={distributions!r}: {error}") from error
+
+
+def _is_count(n: Any) -> bool:
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and int(n) > 0
+
+
+def _values(value: Any) -> Any:
+    """Let a single value stand for a list of one."""
+    if hasattr(value, "rvs"):
+        return value
+    return list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
+
+
+def _result(found: Scored, design: Design, sets: Sequence[TrainingSet], nested: bool, **named: Any) -> SearchResult:
+    """Tables and choices from the scores of all training sets."""
+    lookup = {s.train.tobytes(): (position, s) for position, s in enumerate(sets)}
+
+    def of(split: tuple[Any, Any]) -> Floats:
+        """Mean over problems of each setting's score on a split, shape (n_settings,)."""
+        position, fold = lookup[split[0].tobytes()]
+        test = next(t for t, other in enumerate(fold.tests) if np.array_equal(other, split[1]))
+        return _mean_where_defined(found.scores[position, :, :, test])
+
+    outer = np.stack([of(split) for split in design.outer])
+    nested_scores = nested_params = None
+    if design.inner is not None:
+        picks = [best_of(_mean_where_defined(np.stack([of(split) for split in inner]))) for inner in design.inner]
+        nested_scores = np.array([row[pick] for row, pick in zip(outer, picks, strict=True)])
+        nested_params = [dict(design.candidates[pick]) for pick in picks]
+    elif nested:  # of one setting there is no choice to make
+        nested_scores, nested_params = outer[:, 0], [dict(design.candidates[0])] * len(outer)
+    table = _cv_results(outer, design.candidates, found)
+    return SearchResult(
+        table,
+        best_of(_mean_where_defined(outer)),
+        nested_scores_=nested_scores,
+        nested_params_=nested_params,
+        notes_=_notes(found),
+        **named,
+    )
+
+
+def _mean_where_defined(scores: Floats) -> Floats:
+    """Mean over the first axis of what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(scores)
+    total = np.where(defined, scores, 0.0).sum(axis=0)  # minus infinity of a failed fit stays what it is
+    return np.asarray(np.where(defined.any(axis=0), total / np.maximum(defined.sum(axis=0), 1), np.nan))
+
+
+def best_of(means: Floats) -> int:
+    """First of the best settings; NaN and minus infinity never win against a score."""
+    rounded = np.round(means, _ROUNDING)
+    return int(np.argmax(np.where(np.isnan(rounded), -np.inf, rounded)))
+
+
+def _cv_results(outer: Floats, settings: Sequence[Mapping[str, Any]], found: Scored) -> dict[str, Any]:
+    """Scores (n_folds, n_settings) in scikit-learn's shape."""
+    means = _mean_where_defined(outer)
+    with np.errstate(invalid="ignore"):
+        spread = np.sqrt(_mean_where_defined(np.square(outer - means)))
+    ranks = rankdata(-np.where(np.isnan(means), -np.inf, np.round(means, _ROUNDING)), method="min").astype(np.int32)
+    table: dict[str, Any] = {}
+    for name, times in (("fit_time", found.fit_time_s), ("score_time", found.score_time_s)):
+        table[f"mean_{name}"], table[f"std_{name}"] = _pooled(np.stack(times), np.array(found.n_in_batch, dtype=np.float64))
+    for name in dict.fromkeys(name for params in settings for name in params):
+        column: Any = np.ma.MaskedArray(np.empty(len(settings), dtype=object), mask=True)
+        for k, params in enumerate(settings):
+            if name in params:
+                column[k] = params[name]
+        table[f"param_{name}"] = column
+    table["params"] = [dict(params) for params in settings]
+    for f, row in enumerate(outer):
+        table[f"split{f}_test_score"] = np.where(np.isneginf(row), np.nan, row)
+    table["mean_test_score"] = np.where(np.isneginf(means), np.nan, means)
+    table["std_test_score"] = spread
+    table["rank_test_score"] = ranks
+    return table
+
+
+def _pooled(times: Floats, n: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation over all training sets from those of batches, (n_batches, n_settings, 2)."""
+    share = (n / n.sum())[:, None]
+    mean = (share * times[..., 0]).sum(axis=0)
+    return mean, np.sqrt((share * (np.square(times[..., 1]) + np.square(times[..., 0] - mean))).sum(axis=0))
+
+
+def _notes(found: Scored) -> list[str]:
+    notes = []
+    n_fits = int(np.prod(found.scores.shape[:3]))
+    if found.n_failed:
+        notes.append(f"{found.n_failed} of {n_fits} fits failed; they count as error_score.")
+    if found.n_unconverged:
+        notes.append(
+            f"{found.n_unconverged} of {n_fits} fits stopped at their largest number of iterations. Scale the data, or raise max_iter in "
+            "estimator_args."
+        )
+    return notes
+
+
+def _scoring_of(decoder: BaseDecoder) -> str:
+    scoring = decoder.scoring or decoder._default_scoring
+    return scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring))
+
+
+def _name_of(decoder: BaseDecoder) -> str:
+    return decoder.estimator if isinstance(decoder.estimator, str) else " ".join(str(decoder.estimator).split())
