@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import Command, label_names, memory_size, print_json
+from daskdecode.cli.command import ComputingCommand, label_names, memory_size, print_json
 
 
 def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
@@ -48,7 +48,7 @@ def _print(outcome: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(f"Report:  {outcome['report']}")
 
 
-@click.command(cls=Command, short_help="Try it on simulated data.", epilog="\b\nExample:\n  daskdecode demo --output my-demo\n")
+@click.command(cls=ComputingCommand, short_help="Try it on simulated data.", epilog="\b\nExample:\n  daskdecode demo --output my-demo\n")
 @click.option("--output", default="daskdecode-demo", show_default=True, metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.pass_context
@@ -60,7 +60,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 
 
 @click.command(
-    cls=Command,
+    cls=ComputingCommand,
     short_help="Decode; write maps and a report.",
     epilog="\b\n"
     "Examples:\n"

@@ -39,6 +39,7 @@ _OPTIONS: Final = {
     r"\brepetition_time=(?=[\s,.;:)]|$)": "--repetition-time",
     r"\bmemory_budget\b=?": "--memory-budget",
     r"\bscreening_percentile=(?=[\s,.;:)]|$)": "--screening-percentile",
+    r"\bn_workers=?(?=[\s,.;:)]|$)": "--n-workers",
     r"\b(?:daskdecode|dd)\.convert\(source, store\)": "daskdecode convert SOURCE STORE",
 }
 """Advice of the library by regular expression, and what to type instead."""
@@ -104,16 +105,73 @@ class Command(click.Command):
         """Run the command with what it needs to know in ``ctx.obj``; errors become :class:`Failure` unless ``--debug`` is given."""
         ctx.obj = {"progress": not ctx.params.pop("no_progress")}
         if ctx.params.pop("debug"):
-            return super().invoke(ctx)
+            return self._run(ctx)
         try:
             with notes_on_stderr():
-                return super().invoke(ctx)
+                return self._run(ctx)
         except (click.exceptions.Exit, click.Abort, Failure):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output has gone; click ends quietly
             raise as_failure(error) from None
+
+    def _run(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx)
+
+
+class ComputingCommand(Command):
+    """A command that does its work where ``--scheduler`` or ``--cluster`` says."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        where = "threads, local (processes), slurm, pbs, sge, lsf, htcondor, kubernetes, gateway, or the address of a scheduler"
+        self.params[-2:-2] = [
+            click.Option(["--scheduler"], metavar="WHERE", help=f"Where to work: {where}.  [default: threads]"),
+            click.Option(["--cluster"], metavar="FILE", help="Where to work, as a YAML file says (docs/cluster.md)."),
+            click.Option(["--n-workers"], metavar="N|MIN-MAX", callback=_worker_count, help="Workers; of threads, how many."),
+        ]
+
+    def _run(self, ctx: click.Context) -> Any:
+        with scheduler(*(ctx.params.pop(name) for name in ("scheduler", "cluster", "n_workers"))):
+            return super()._run(ctx)
+
+
+@contextlib.contextmanager
+def scheduler(where: str | None, file: str | None, n_workers: int | tuple[int, int] | None) -> Iterator[None]:
+    """Work where a user says, as long as the block runs."""
+    if where is not None and file is not None:
+        raise click.UsageError("--scheduler and --cluster both say where to work: give one of them.")
+    if file is None and where in (None, "threads") and not isinstance(n_workers, tuple):
+        # Dask's own threads: there at once, and nothing has to be sent to them.
+        with contextlib.nullcontext() if (where, n_workers) == (None, None) else _threads(n_workers):
+            yield
+        return
+    from pathlib import Path
+
+    from daskdecode.cluster.connect import connect  # not quick to import
+
+    with connect(where if file is None else Path(file), n_workers=n_workers):  # type: ignore[arg-type]  # one of them is there
+        yield
+
+
+def _threads(n: int | None) -> Any:
+    import dask
+
+    return dask.config.set({"scheduler": "threads"} | ({} if n is None else {"num_workers": n}))
+
+
+def _worker_count(_: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
+    """Read ``4``, or ``1-20`` for as many between them as there is work for."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+    fewest, most = (int(n) if n else None for n in found.groups()) if found else (None, None)
+    if fewest is None or (most is None and fewest < 1) or (most is not None and most < max(1, fewest)):
+        raise click.BadParameter(
+            f"expected a number of workers, or the fewest and the most such as 1-20, but found {value!r}.", param=param
+        )
+    return fewest if most is None else (fewest, most)
 
 
 class Group(click.Group):

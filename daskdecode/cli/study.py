@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import DIFFERENT, Command, print_json
+from daskdecode.cli.command import DIFFERENT, Command, ComputingCommand, print_json
 
 
 def _rois(_: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -93,7 +93,7 @@ def _describe(found: Mapping[str, Any]) -> str:
 
 
 @click.command(
-    cls=Command,
+    cls=ComputingCommand,
     short_help="Convert NIfTI or BIDS to a study store.",
     epilog="\b\n"
     "Examples:\n"
@@ -159,7 +159,9 @@ def info(store: str, as_json: bool) -> None:
 
 
 @click.command(
-    cls=Command, short_help="Compare a store with its sources.", epilog="\b\nExample:\n  daskdecode verify study.zarr && echo all equal\n"
+    cls=ComputingCommand,
+    short_help="Compare a store with its sources.",
+    epilog="\b\nExample:\n  daskdecode verify study.zarr && echo all equal\n",
 )
 @click.argument("store")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -180,7 +182,7 @@ def verify(ctx: click.Context, /, store: str, as_json: bool) -> None:
 
 
 @click.command(
-    cls=Command,
+    cls=ComputingCommand,
     short_help="Write a store back to NIfTI.",
     epilog="\b\nExamples:\n  daskdecode export study.zarr exported/\n  daskdecode export study.zarr sub-01.nii.gz --subject 01\n",
 )

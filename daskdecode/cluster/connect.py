@@ -9,7 +9,8 @@ from os import PathLike
 from typing import Any, Final
 
 import dask
-from distributed import Client
+from distributed import Client, KilledWorker
+from distributed import scheduler as _scheduler
 from distributed.security import Security
 
 from daskdecode.cluster.options import BATCH, LOCAL
@@ -20,6 +21,10 @@ from daskdecode.errors import ClusterError
 
 _LOOK_S: Final = 1.0
 """How often a cluster without workers is asked whether there is any hope, seconds."""
+_LOST: Final = tuple(
+    getattr(_scheduler, name) for name in ("KilledWorker", "NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)
+)
+"""What work ends with when it has no worker left; older releases have no NoWorkerError."""
 
 
 def connect(
@@ -98,7 +103,7 @@ def connect(
 def _to_running(spec: ClusterSpec, security: Security | None) -> Client:
     address = spec.options["address"]
     try:
-        client = Client(address, security=security, timeout=spec.timeout_s)
+        client = _Client(address, security=security, timeout=spec.timeout_s)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
             f"No scheduler answers at {address} within {spec.timeout_s:g} s. Is it running, and can this machine reach it? ({_said(error)})"
@@ -116,7 +121,7 @@ def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
     with dask.config.set(settings):
         cluster = launcher.start(spec, security)
     try:
-        client = _Owner(cluster, spec.timeout_s)
+        client = _Client(cluster, owned=cluster, timeout=spec.timeout_s)
     except BaseException:
         cluster.close()
         raise
@@ -150,17 +155,36 @@ def _said(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class _Owner(Client):
-    """A client that ends its cluster when it is closed, as ``Client()`` without arguments does."""
+class _Client(Client):
+    """A client that says in words why workers were lost, and that ends the cluster that was started for it."""
 
-    def __init__(self, cluster: Any, timeout_s: float) -> None:
-        Client.__init__(self, cluster, timeout=timeout_s)
+    def __init__(self, where: Any, *, owned: Any = None, **kwargs: Any) -> None:
+        self._owned = owned
+        Client.__init__(self, where, **kwargs)
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute a graph, as Dask's collections ask for."""
+        try:
+            return Client.get(self, *args, **kwargs)
+        except _LOST as error:
+            raise ClusterError(lost(error)) from error
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
-        """Close the client, then scheduler and workers."""
-        cluster: Any = self.cluster
+        """Close the client, then the scheduler and the workers that are its own."""
         try:
             return Client.close(self, *args, **kwargs)
         finally:
-            if cluster is not None:
-                cluster.close()
+            if self._owned is not None:
+                self._owned.close()
+
+
+def lost(error: Exception) -> str:
+    """Why work ended that had no worker left, and what to do."""
+    if isinstance(error, KilledWorker):
+        died = getattr(error.last_worker, "address", error.last_worker)
+        return (
+            f"{error.allowed_failures + 1} workers died while they worked on {error.task!r}, the last at {died}. Most often they lacked "
+            "memory: give memory_limit= (or fewer threads a worker), or look into their logs. Where nodes are taken away often, raise "
+            "allowed_failures=."
+        )
+    return f"The workers have gone and none came back: {_said(error)} What was written until then is kept, and the same call goes on from there."
