@@ -17,8 +17,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import DualFit, fit_dual
-from daskdecode.engine.fits import score_decisions
 from daskdecode.engine.rotation import Factor
+from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer, at_max_iter, in_turn, resolve
 
 Floats = NDArray[np.float64]
