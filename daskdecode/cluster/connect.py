@@ -187,4 +187,5 @@ def lost(error: Exception) -> str:
             "memory: give memory_limit= (or fewer threads a worker), or look into their logs. Where nodes are taken away often, raise "
             "allowed_failures=."
         )
-    return f"The workers have gone and none came back: {_said(error)} What was written until then is kept, and the same call goes on from there."
+    kept = "What was written until then is kept, and the same call goes on from there."
+    return f"The workers have gone and none came back: {_said(error)} {kept}"
