@@ -15,78 +15,18 @@ from typing import Any
 import dask
 import numpy as np
 from dask.delayed import Delayed
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
+from daskdecode.engine import fold_sweep
+from daskdecode.engine.design import Design, Split, TrainingSet, training_sets
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
-from daskdecode.engine.moments import Bools, Cells, Floats, Ints, Screening, class_scores, regression_scores
+from daskdecode.engine.moments import Bools, Floats, Ints, Screening
 from daskdecode.engine.plan import Plan
-from daskdecode.engine.solvers import Fits, Params, Problem, Scorer
+from daskdecode.engine.solvers import Fits, Params, Problem
 from daskdecode.engine.sweep import VoxelBlocks
+from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, prepare
 
-Split = tuple[Ints, Ints]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Design:
-    """What is to be cross-validated.
-
-    Attributes
-    ----------
-    classes : ndarray of int, shape (n_samples,), or None
-        Class code of each sample; None in a regression.
-    targets : ndarray of int or float64, shape (n_classes, n_samples)
-        -1 or +1 for each binary problem; what is regressed on, one row.
-    outer : sequence of (train, test)
-        Folds that are reported.
-    inner : sequence of sequences of (train, test), or None
-        For each outer fold, the folds inside its training samples that choose hyperparameters. None: the held-out fold chooses.
-    candidates : sequence of mappings
-        Hyperparameters.
-    build : callable
-        See :func:`daskdecode.engine.solvers.fit_candidates`.
-    scorer : callable
-        ``scorer(estimator, X, y) -> float``.
-    screening : Screening or None
-    voxel_order : ndarray of int, shape (n_voxels,)
-        Columns in canonical order: what a solver sees, and how ties are broken, does not depend on the order in storage.
-    """
-
-    classes: Ints | None
-    targets: NDArray[Any]
-    outer: Sequence[Split]
-    inner: Sequence[Sequence[Split]] | None
-    candidates: Sequence[Params]
-    build: Callable[..., Any]
-    scorer: Scorer
-    screening: Screening | None
-    voxel_order: Ints
-
-    def cells(self, train_sets: Sequence[Ints]) -> Cells:
-        """Cells of samples whose sums screening needs."""
-        if self.classes is None:
-            return Cells.of(train_sets, np.zeros(self.targets.shape[1], dtype=np.intp), self.targets[0])
-        return Cells.of(train_sets, self.classes)
-
-    def f_scores(self, sums: Floats, cells: Cells, train: Ints) -> Floats:
-        """F of every voxel and problem for one training set, shape (n_classes, n_voxels)."""
-        if self.classes is None:
-            return regression_scores(sums, cells, train)[None]
-        return class_scores(sums, cells, train, self.targets > 0)
-
-    def splits(self) -> list[Split]:
-        """Every (train, test) pair, outer and inner."""
-        return [*self.outer, *(split for fold in self.inner or () for split in fold)]
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """One training set and everything it is tested on. Pairs of folds share theirs: without runs a and b is without b and a."""
-
-    train: Ints
-    tests: tuple[Ints, ...]
-    outer: bool
 
 
 @dataclass(frozen=True)
@@ -114,6 +54,12 @@ class CrossValidated:
         The chosen models, where they have no weights, with ``columns``, what they see of the data.
     columns : list of lists of int arrays, or None
         Voxels that each of ``models`` sees, in its order.
+    preparations : list of lists of Preparation or None, or None
+        What these voxels go through first.
+    optimistic : ndarray of float64, shape (F, C)
+        Scores of the candidates that the held-out folds themselves would choose.
+    slopes : ndarray of float64, shape (C, n_confounds), or None
+        Mean over folds of the weights on confounds.
     """
 
     scores: Floats
@@ -125,22 +71,11 @@ class CrossValidated:
     pattern: Floats | None
     n_unconverged: int
     params: list[list[Params]]
+    optimistic: Floats
     models: list[list[Any]] | None = None
     columns: list[list[Ints]] | None = None
-
-
-def training_sets(design: Design) -> list[TrainingSet]:
-    """Gather the distinct training sets, with the union of their test sets, in order of first appearance."""
-    tests: dict[bytes, list[Ints]] = {}
-    trains: dict[bytes, Ints] = {}
-    for train, test in design.splits():
-        key = train.tobytes()
-        trains.setdefault(key, train)
-        known = tests.setdefault(key, [])
-        if not any(np.array_equal(test, other) for other in known):
-            known.append(test)
-    outer = {train.tobytes() for train, _ in design.outer}
-    return [TrainingSet(trains[key], tuple(tests[key]), key in outer) for key in tests]
+    preparations: list[list[Any]] | None = None
+    slopes: Floats | None = None
 
 
 def cross_validate(
@@ -176,11 +111,14 @@ def cross_validate(
 
 def _screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
     """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels)."""
-    cells = design.cells([s.train for s in sets])
-    sums, also = dask.compute(blocks.sums(cells), also)
+    cells, lessons = design.cells([s.train for s in sets]), design.lessons(sets)
+    if lessons is None:
+        sums, also = dask.compute(blocks.sums(cells), also)
+    else:
+        every, also = dask.compute(fold_sweep.screening_scores(blocks, lessons, cells, design.f_scores), also)
     masks = np.zeros((len(sets), len(design.targets), blocks.shape[1]), dtype=bool)
     for s, fold in enumerate(sets):
-        for c, scores in enumerate(design.f_scores(sums, cells, fold.train)):
+        for c, scores in enumerate(design.f_scores(sums, cells, fold.train) if lessons is None else every[s]):
             masks[s, c, design.voxel_order] = screening.keep(scores[design.voxel_order])
     return masks, also
 
@@ -196,10 +134,13 @@ def _fit_all(
 ) -> tuple[list[list[Fits]], Any]:
     """Fits of each training set and problem, indexed [set][problem]."""
     n_classes = len(design.targets)
-    # Class by class: the training sets of a class select nearly the same voxels, and share most of their products.
-    every = [(s, c) for c in range(n_classes) for s in range(len(sets))]
+    every = _in_order(len(sets), n_classes, masks)
     found: dict[tuple[int, int], Fits] = {}
-    size = plan.batch if masks is not None else len(every)
+    size = len(every)
+    if masks is not None:
+        size = plan.batch
+    elif _scaled_grams(design, plan):
+        size = plan.batch * n_classes
     for start in range(0, len(every), size):
         batch = every[start : start + size]
         chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
@@ -218,6 +159,19 @@ def _fit_all(
     return [[found[s, c] for c in range(n_classes)] for s in range(len(sets))], also
 
 
+def _in_order(n_sets: int, n_classes: int, masks: Bools | None) -> list[tuple[int, int]]:
+    """Every (training set, problem), those that share work beside each other."""
+    if masks is None:
+        return [(s, c) for s in range(n_sets) for c in range(n_classes)]
+    # Class by class: the training sets of a class select nearly the same voxels, and share most of their products.
+    return [(s, c) for c in range(n_classes) for s in range(n_sets)]
+
+
+def _scaled_grams(design: Design, plan: Plan) -> bool:
+    """Whether each training set weighs the voxels of its Gram matrix in its own way."""
+    return plan.route == "gram" and design.within is not None and design.within.scale
+
+
 def _keys(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tuple[int, int]]]:
     """Group the problems of a batch that share a factor: those of one training set where all voxels are kept, else each its own."""
     if masks is not None:
@@ -229,13 +183,14 @@ def _batch(
     blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], batch: Sequence[tuple[int, int]], masks: Bools | None, plan: Plan
 ) -> list[Delayed]:
     """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph; lazy."""
-    columns_fit, gram_fit = dask.delayed(fit_on_columns, pure=False), dask.delayed(fit_on_gram, pure=False)
+    as_it_is, prepared = (fit_on_gram, fit_on_prepared_gram) if plan.route == "gram" else (fit_on_columns, fit_on_prepared_columns)
+    as_it_is, prepared = dask.delayed(as_it_is, pure=False), dask.delayed(prepared, pure=False)
     tasks: list[Delayed] = []
     for keys, sight in zip(_keys(batch, masks), sights(blocks, design, sets, batch, masks, plan), strict=True):
         fold = sets[keys[0][0]]
-        problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer) for _, c in keys]
+        problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer, design.sample_weight) for _, c in keys]
         how = (problems, design.candidates, design.build, design.scorer, sight.n_voxels)
-        tasks.append(gram_fit(sight.data, *how) if plan.route == "gram" else columns_fit(sight.data, sight.columns, *how))
+        tasks.append(as_it_is(*sight.source, *how) if sight.lesson is None else prepared(*sight.source, sight.lesson, *how))
     return tasks
 
 
@@ -245,24 +200,38 @@ class Sight:
 
     Attributes
     ----------
-    data : Delayed
-        ndarray of float64: the Gram matrix (n_samples, n_samples) of its voxels, or (routes columns and direct) the voxels
-        (n_samples, n_columns) that the training sets of a batch see, in canonical order.
-    columns : ndarray of bool, shape (n_columns,), or None
-        Which of the columns are its own; None: all of them, or a Gram matrix.
+    source : tuple
+        Data as they are, lazy: the Gram matrix (n_samples, n_samples) of its voxels; or (routes columns and direct) the voxels
+        (n_samples, n_columns) that the training sets of a batch see, in canonical order, and which of them are its own (None: all).
     n_voxels : int
         How many voxels it has.
+    lesson : Delayed or None
+        What the training set learnt of the data, by which they are prepared for its models.
     """
 
-    data: Delayed
-    columns: Bools | None
+    source: tuple[Any, ...]
     n_voxels: int
+    lesson: Delayed | None = None
+
+    @property
+    def data(self) -> Delayed:
+        """What models see, lazily: a Gram matrix, or all columns of which :attr:`columns` are to be taken."""
+        if self.lesson is None:
+            seen: Delayed = self.source[0]
+        else:
+            seen = dask.delayed(prepare, pure=False)(self.lesson, *self.source)
+        return seen
+
+    @property
+    def columns(self) -> Bools | None:
+        """Which columns of :attr:`data` models see, (n_columns,); None: all of them, or a Gram matrix."""
+        return self.source[1] if self.lesson is None and len(self.source) > 1 else None
 
 
 def sights(
     blocks: VoxelBlocks,
     design: Design,
-    sets: Sequence[TrainingSet],  # noqa: ARG001  # what is seen may depend on the training samples themselves
+    sets: Sequence[TrainingSet],
     batch: Sequence[tuple[int, int]],
     masks: Bools | None,
     plan: Plan,
@@ -280,16 +249,24 @@ def sights(
         Voxels of each, where they are screened. Then each is a group of its own; else all problems of a training set are one.
     plan : Plan
     """
-    if plan.route == "gram":
+    firsts = [keys[0] for keys in _keys(batch, masks)]
+    numbers = list(dict.fromkeys(s for s, _ in firsts))
+    lessons = design.lessons([sets[s] for s in numbers])
+    sources: list[tuple[Any, ...]]
+    if plan.route != "gram":
+        index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
+        columns = blocks.columns(index)
+        sources = [(columns, None if masks is None else masks[position][index]) for position in range(len(firsts))]
+    elif lessons is not None and lessons[0].scale:
+        sources = [(gram,) for gram in fold_sweep.grams(blocks, lessons, [numbers.index(s) for s, _ in firsts], masks)]
+    else:
         grams = blocks.grams(masks, [c for _, c in batch])
-        if masks is None:
-            return [Sight(grams[0], None, blocks.shape[1]) for _ in _keys(batch, masks)]
-        return [Sight(gram, None, int(mask.sum())) for gram, mask in zip(grams, masks, strict=True)]
-    index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
-    columns = blocks.columns(index)
-    if masks is None:
-        return [Sight(columns, None, index.size) for _ in _keys(batch, masks)]
-    return [Sight(columns, mask[index], int(mask.sum())) for mask in masks]
+        sources = [(grams[0 if masks is None else position],) for position in range(len(firsts))]
+    n_voxels = [blocks.shape[1]] * len(firsts) if masks is None else masks.sum(axis=1).tolist()
+    if lessons is None:
+        return [Sight(source, n) for source, n in zip(sources, n_voxels, strict=True)]
+    shared = [dask.delayed(lesson, pure=False, traverse=False) for lesson in lessons]
+    return [Sight(source, n, shared[numbers.index(s)]) for source, n, (s, _) in zip(sources, n_voxels, firsts, strict=True)]
 
 
 def _gather(
@@ -299,7 +276,7 @@ def _gather(
     lookup = {s.train.tobytes(): (position, s) for position, s in enumerate(sets)}
     n_folds, n_classes, n_samples = len(design.outer), len(design.targets), blocks.shape[0]
     chosen = np.zeros((n_folds, n_classes), dtype=np.intp)
-    scores = np.full((n_folds, n_classes), np.nan)
+    scores, optimistic = np.full((n_folds, n_classes), np.nan), np.full((n_folds, n_classes), np.nan)
     intercepts = np.zeros((n_folds, n_classes))
     decision = np.zeros((n_folds, n_classes, n_samples))
     picked: list[list[tuple[Fits, int]]] = []
@@ -308,7 +285,9 @@ def _gather(
         picked.append([])
         for c, fit in enumerate(fits[position]):
             held_out = fit.scores[:, _position(fold.tests, test)]
-            pick = _last_best(held_out) if design.inner is None else _first_best(_inner_scores(design.inner[f], lookup, fits, c))
+            luckiest = _last_best(held_out)
+            pick = luckiest if design.inner is None else _first_best(_inner_scores(design.inner[f], lookup, fits, c))
+            optimistic[f, c] = held_out[luckiest]
             assert fit.decision is not None
             chosen[f, c], scores[f, c], decision[f, c] = pick, held_out[pick], fit.decision[pick]
             intercepts[f, c] = 0.0 if fit.intercepts is None else fit.intercepts[pick]
@@ -316,18 +295,44 @@ def _gather(
     outer_masks = None if masks is None else np.stack([masks[lookup[train.tobytes()][0]] for train, _ in design.outer])
     n_unconverged = sum(fit.n_unconverged for row in fits for fit in row)
     params = [[fit.params[pick] for fit, pick in row] for row in picked]
-    found = CrossValidated(scores, chosen, intercepts, decision, None, None, None, n_unconverged, params)
+    found = CrossValidated(scores, chosen, intercepts, decision, None, None, None, n_unconverged, params, optimistic)
     if any(fit.weights is None for row in picked for fit, _ in row):
         models = [[fit.models[pick] if fit.models else None for fit, pick in row] for row in picked]
-        return replace(found, models=models, columns=_columns(outer_masks, design))
+        preparations = [[fit.preparation for fit, _ in row] for row in picked]
+        return replace(found, models=models, columns=_columns(outer_masks, design), preparations=preparations)
+    lessons = design.lessons([lookup[train.tobytes()][1] for train, _ in design.outer])
+    if lessons is not None:
+        slopes = np.array([[fit.slopes[pick] for fit, pick in row if fit.slopes is not None] for row in picked])
+        found = replace(found, slopes=slopes.mean(axis=0))
+    return _with_weights(blocks, design, found, picked, outer_masks, lessons, plan)
+
+
+def _with_weights(
+    blocks: VoxelBlocks,
+    design: Design,
+    found: CrossValidated,
+    picked: list[list[tuple[Fits, int]]],
+    masks: Bools | None,
+    lessons: list[Lesson] | None,
+    plan: Plan,
+) -> CrossValidated:
+    """Coefficients and patterns of the chosen models, one sweep; ``masks`` and ``lessons`` are those of the outer folds."""
     weights = [[fit.weights[pick] for fit, pick in row if fit.weights is not None] for row in picked]
-    pattern = _haufe_weights(decision.mean(axis=0))
-    if plan.route == "gram":
-        kept = np.ones((1, 1, blocks.shape[1]), dtype=bool) if outer_masks is None else outer_masks
-        (coef, std_coef), patterns = dask.compute(blocks.ensemble(np.array(weights), kept), blocks.project(pattern.T))
+    pattern = _haufe_weights(found.decision.mean(axis=0))
+    if lessons is not None:
+        # The pattern is of the data that the models saw: of their mean over folds.
+        pattern = np.mean([lesson.on_samples(pattern) for lesson in lessons], axis=0)
+    patterns = blocks.project(pattern.T)
+    if plan.route != "gram":
+        coef, std_coef = _scatter(weights, masks, design.voxel_order)
+        return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.compute().T)
+    dual = np.array(weights)
+    kept = np.ones((1, 1, blocks.shape[1]), dtype=bool) if masks is None else masks
+    if lessons is None or not lessons[0].scale:
+        (coef, std_coef), patterns = dask.compute(blocks.ensemble(dual, kept), patterns)
     else:
-        coef, std_coef = _scatter(weights, outer_masks, design.voxel_order)
-        patterns = blocks.project(pattern.T).compute()
+        (coef, std_coef), offsets, patterns = dask.compute(*fold_sweep.ensemble(blocks, lessons, dual, kept), patterns)
+        found = replace(found, intercepts=found.intercepts - offsets)
     return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.T)
 
 

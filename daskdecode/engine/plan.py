@@ -12,6 +12,7 @@ from dask.utils import format_bytes, parse_bytes
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
+Engine = Literal["auto", "dual", "direct"]
 
 _BLOCK_NBYTES = 128 * 2**20
 """Large enough for BLAS and few tasks, small enough to hold several."""
@@ -49,6 +50,13 @@ class Workload:
         Whether the estimator must see the voxels even where they outnumber the samples.
     fit_nbytes : int
         Bytes that the fits that run at one time take beside their training samples, where they see voxels.
+    scaled : bool
+        Whether every training set scales the voxels by itself.
+    n_confounds : int
+        Confounds that every training set regresses out.
+    engine : {"auto", "dual", "direct"}
+        ``"dual"``: the Gram matrix, also where there are no more voxels than samples; ``"direct"``: the voxels, also where the Gram
+        matrix would do.
     """
 
     n_samples: int
@@ -65,6 +73,17 @@ class Workload:
     n_sums: int = 2
     needs_voxels: bool = False
     fit_nbytes: int = 0
+    scaled: bool = False
+    n_confounds: int = 0
+    engine: Engine = "auto"
+
+    @property
+    def route(self) -> Route:
+        """What solvers see: the Gram matrix, or the voxels because they are few (columns) or because they must (direct)."""
+        few = self.n_kept <= self.n_samples
+        if self.engine == "dual" or (self.engine == "auto" and not few and not self.needs_voxels):
+            return "gram"
+        return "columns" if few else "direct"
 
     @property
     def screened(self) -> bool:
@@ -73,8 +92,10 @@ class Workload:
 
     @property
     def n_selections(self) -> int:
-        """Distinct sets of voxels, each with its own Gram matrix."""
-        return self.n_training_sets * self.n_classes if self.screened else 1
+        """Distinct sets of voxels, or of their scales, each with its own Gram matrix (or columns)."""
+        if self.screened:
+            return self.n_training_sets * self.n_classes
+        return self.n_training_sets if self.scaled and self.route == "gram" else 1
 
     @property
     def n_fits(self) -> int:
@@ -134,10 +155,17 @@ class Plan:
                 f"data      {w.n_samples} samples x {w.n_voxels} voxels, {where} ({format_bytes(self.nbytes_read)} read)",
                 f"problems  {w.n_training_sets} training sets x {w.n_classes} problems x {w.n_candidates} candidates = {w.n_fits} fits",
                 f"voxels    {w.n_kept} a problem" + (" after screening" if w.screened else ""),
+                *_within_fold(w),
                 f"memory    {format_bytes(self.peak_nbytes)} predicted, {format_bytes(self.memory_budget)} allowed",
                 f"work      about {self.n_tasks} tasks, at most {self.gram_flops:.3g} floating-point operations for the Gram matrices",
             ]
         )
+
+
+def _within_fold(w: Workload) -> list[str]:
+    """Say what every training set learns before its models."""
+    steps = [f"regression on {w.n_confounds} confounds"] * (w.n_confounds > 0) + ["mean and scale of each voxel"] * w.scaled
+    return [f"each fold {', then '.join(steps)}, learnt on the training samples"] if steps else []
 
 
 def memory_budget(budget: str | int | None) -> int:
@@ -160,11 +188,18 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
 
     Raises
     ------
+    DecodingError
+        If ``engine="dual"`` is asked of an estimator that needs voxels.
     MemoryBudgetError
         If even one set of voxels at a time, streamed, exceeds the budget; the message shows the sum.
     """
     allowed = memory_budget(budget)
-    route: Route = "columns" if w.n_kept <= w.n_samples else "direct" if w.needs_voxels else "gram"
+    route = w.route
+    if route == "gram" and w.needs_voxels:
+        raise DecodingError(
+            "engine='dual' works on inner products of samples, but this estimator depends on the voxels one by one: leave engine='auto', "
+            "or take an estimator with an L2 penalty (svc, logistic, ridge)."
+        )
     data = w.n_samples * w.n_voxels * w.itemsize
     parts = _fixed_parts(w, route)
     one = _one_selection(w, route)
@@ -196,10 +231,12 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
 def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
     """Bytes that do not depend on how many sets of voxels are worked on together."""
     wide = 8 * w.n_samples * w.block_voxels
+    # Shifted, transposed and scaled copies, and two numbers a voxel and training set.
+    prepared = wide + 16 * w.n_training_sets * w.block_voxels if w.scaled or w.n_confounds else 0
     weights = 8 * w.n_folds * w.n_classes * (w.n_candidates * 3 * w.n_samples + w.block_voxels * CPU_COUNT)
     parts = {
-        f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks),
-        "sums for screening": 16 * w.n_sums * w.n_cells * w.n_voxels,
+        f"blocks of voxels ({CPU_COUNT} at a time)": (3 * wide + prepared) * min(CPU_COUNT, w.n_blocks),
+        **_screening_parts(w),
         "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
         "weights": weights + 8 * 4 * w.n_classes * w.n_voxels,
     }
@@ -211,6 +248,17 @@ def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
     return parts | {f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT}
 
 
+def _screening_parts(w: Workload) -> dict[str, int]:
+    """Bytes of what screening compares: sums of cells (twice, while they are joined), or F of every training set and problem."""
+    if not w.screened:
+        return {}
+    if w.scaled or w.n_confounds:
+        scores = 8 * w.n_training_sets * w.n_classes
+        sums = 8 * w.n_sums * w.n_cells * w.block_voxels * 2 * min(CPU_COUNT, w.n_blocks)
+        return {"F statistics for screening": 2 * scores * w.n_voxels + sums}
+    return {"sums for screening": 16 * w.n_sums * w.n_cells * w.n_voxels}
+
+
 def _one_selection(w: Workload, route: Route) -> int:
     """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
     if route != "gram":
@@ -219,6 +267,10 @@ def _one_selection(w: Workload, route: Route) -> int:
 
 
 def _reason(w: Workload, route: Route) -> str:
+    if route == "direct" and not w.needs_voxels:
+        return f"engine='direct', so the solver sees the {w.n_kept} voxels of a problem although their Gram matrix would do"
+    if route == "gram" and w.n_kept <= w.n_samples:
+        return f"engine='dual', so the solver works on the Gram matrix although {w.n_kept} voxels are no more than {w.n_samples} samples"
     if route == "columns":
         return f"{w.n_kept} voxels a problem, no more than the {w.n_samples} samples, so the solver sees the voxels themselves"
     if route == "direct":

@@ -18,7 +18,7 @@ from sklearn.svm import LinearSVC
 from daskdecode.engine import crossval
 from daskdecode.engine.closed_form import RidgePath
 from daskdecode.engine.coordinate_descent import can_solve, fit_dual
-from daskdecode.engine.crossval import Design, TrainingSet, training_sets
+from daskdecode.engine.design import Design, Split, TrainingSet, training_sets
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Floats, Ints
 from daskdecode.engine.plan import Plan
@@ -145,7 +145,7 @@ def _decide(gram: Floats, train: Ints, targets: Sequence[Ints], models: Sequence
     return np.asarray(beta @ gram[train] + intercept)
 
 
-def ridge_scores(gram: Floats, splits: Sequence[crossval.Split], targets: Ints, alphas: Floats, judge: Judge) -> Floats:
+def ridge_scores(gram: Floats, splits: Sequence[Split], targets: Ints, alphas: Floats, judge: Judge) -> Floats:
     """Score ridge classifiers in closed form, each labelling with its own leave-one-out alpha in each fold.
 
     Parameters

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from daskdecode.engine.registry import TimesMinC, takes_turns
+
+if TYPE_CHECKING:
+    from daskdecode.engine.within_fold import Preparation
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -77,6 +80,10 @@ class Fits:
         What each candidate was: its hyperparameters, and what its estimator chose by itself.
     models : tuple of estimators, or None
         The fitted estimators, where weights may not be all of them.
+    slopes : ndarray of float64, shape (n_candidates, n_confounds), or None
+        Weights on confounds, where training samples learnt to take them from the voxels.
+    preparation : Preparation, or None
+        What the models' columns went through first, learnt from the training samples.
     """
 
     scores: Floats
@@ -86,6 +93,8 @@ class Fits:
     n_unconverged: int
     params: tuple[Params, ...] = ()
     models: tuple[Any, ...] | None = None
+    slopes: Floats | None = None
+    preparation: Preparation | None = None
 
 
 def fit_candidates(

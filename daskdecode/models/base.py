@@ -18,7 +18,8 @@ from sklearn.base import BaseEstimator
 
 from daskdecode.data.mask import to_nifti
 from daskdecode.data.preprocess import standardize_samples
-from daskdecode.engine.crossval import CrossValidated, Design, cross_validate, training_sets
+from daskdecode.engine.crossval import CrossValidated, cross_validate
+from daskdecode.engine.design import Design, training_sets
 from daskdecode.engine.plan import Plan, Workload, block_nbytes, make_plan
 from daskdecode.engine.registry import Kind, Model, takes_turns
 from daskdecode.engine.solvers import decision_values

@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from daskdecode.engine.crossval import CrossValidated, Design
+from daskdecode.engine.crossval import CrossValidated
+from daskdecode.engine.design import Design
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import gives_probabilities
 from daskdecode.errors import DecodingError

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, mean_absolute_error, r2_score
 
 from daskdecode._version import __version__
-from daskdecode.engine.crossval import CrossValidated, Split
+from daskdecode.engine.crossval import CrossValidated
+from daskdecode.engine.design import Split
 from daskdecode.engine.plan import Plan
 from daskdecode.models.samples import Quality, Samples
 from daskdecode.models.splitters import mixes_groups

@@ -15,7 +15,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import LeaveOneGroupOut
 
 from daskdecode.engine.closed_form import judge_accuracy, judge_auc
-from daskdecode.engine.crossval import Design
+from daskdecode.engine.design import Design
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.relabel import Judge, Shared, ridge_scores, screened_scores, shared_scores
 from daskdecode.engine.scoring import score_decisions

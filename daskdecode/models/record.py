@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daskdecode.engine.crossval import Design
+from daskdecode.engine.design import Design
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
 from daskdecode.models.content import shown

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from daskdecode.engine.crossval import CrossValidated, Design
+from daskdecode.engine.crossval import CrossValidated
+from daskdecode.engine.design import Design
 from daskdecode.errors import DecodingError
 from daskdecode.models import outcome
 from daskdecode.models.base import BaseDecoder, Question

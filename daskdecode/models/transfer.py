@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from daskdecode import schema
-from daskdecode.engine.crossval import Design
+from daskdecode.engine.design import Design
 from daskdecode.engine.relabel import screened_scores
 from daskdecode.errors import DecodingError, nearest
 from daskdecode.models.decoder import Decoder, require_classifier

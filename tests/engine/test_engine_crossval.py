@@ -12,7 +12,8 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from daskdecode.engine.crossval import Design, cross_validate, training_sets
+from daskdecode.engine.crossval import cross_validate
+from daskdecode.engine.design import Design, training_sets
 from daskdecode.engine.moments import Cells, Screening
 from daskdecode.engine.plan import Workload, make_plan
 from daskdecode.engine.registry import CLASSIFIERS

@@ -1,0 +1,82 @@
+"""Sweeps over blocks of voxels in which every training set prepares the voxels by itself (see :mod:`daskdecode.engine.within_fold`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import dask
+import numpy as np
+from dask.delayed import Delayed
+from dask.system import CPU_COUNT
+from numpy.typing import NDArray
+
+from daskdecode.engine import within_fold
+from daskdecode.engine.gram import mirror
+from daskdecode.engine.moments import Bools, Cells, Floats
+from daskdecode.engine.sweep import VoxelBlocks, tree_sum
+from daskdecode.engine.within_fold import FScores, Lesson, weighted_coefficients, weighted_grams
+
+
+def screening_scores(blocks: VoxelBlocks, lessons: Sequence[Lesson], cells: Cells, f_scores: FScores) -> Delayed:
+    """:func:`daskdecode.engine.within_fold.screening_scores` of all voxels, lazily; (n_sets, n_problems, n_voxels) float64."""
+    shared = dask.delayed(list(lessons), pure=False, traverse=False)
+    joined: Delayed = dask.delayed(np.concatenate)(_each(blocks, _screen, None, shared, cells, f_scores), axis=-1)
+    return joined
+
+
+def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], masks: Bools | None) -> list[Delayed]:
+    """Gram matrices of voxels scaled by ``lessons[which[s]]``, lazily; for each s an ndarray of float64, (n_samples, n_samples).
+
+    As :meth:`VoxelBlocks.grams`: blocks that have to be read are read once, blocks in memory are given whole to a few tasks.
+    """
+    cells = cells_of(lessons)
+    task, reflect = dask.delayed(weighted_grams, pure=False), dask.delayed(mirror, pure=False)
+    if not blocks.kept:
+        shared = dask.delayed(list(lessons), pure=False, traverse=False)
+        whole: Any = reflect(tree_sum(_each(blocks, _grams_of_block, masks, shared, cells, list(which))))
+        return [whole[s] for s in range(len(which))]
+    parts = list(blocks.x.to_delayed(optimize_graph=False).ravel())
+    found: list[Delayed] = []
+    for share in np.array_split(np.arange(len(which)), min(CPU_COUNT, len(which))):
+        own = sorted({which[s] for s in share})
+        position = [own.index(which[s]) for s in share]
+        some: Any = task(parts, [lessons[i] for i in own], cells, position, None if masks is None else masks[share])
+        some = reflect(some)
+        found += [some[n] for n in range(share.size)]
+    return found
+
+
+def ensemble(blocks: VoxelBlocks, lessons: Sequence[Lesson], dual: Floats, masks: Bools) -> tuple[Delayed, Delayed]:
+    """Coefficients (2, n_classes, n_voxels) and offsets (n_folds, n_classes) of :func:`weighted_coefficients`, lazily."""
+    shared = dask.delayed((list(lessons), cells_of(lessons), dual), pure=False, traverse=False)
+    parts: list[Any] = _each(blocks, _coefficients_of_block, masks, shared)
+    return dask.delayed(np.concatenate)([part[0] for part in parts], axis=-1), tree_sum([part[1] for part in parts])
+
+
+def cells_of(lessons: Sequence[Lesson]) -> Cells:
+    """Cells of samples that the training sets do not tell apart, whatever their classes."""
+    n_samples = lessons[0].spread.shape[0]
+    return Cells.of([lesson.train for lesson in lessons], np.zeros(n_samples, dtype=np.intp))
+
+
+def _each(blocks: VoxelBlocks, function: Any, columnwise: NDArray[Any] | None, *shared: Any) -> list[Delayed]:
+    """Apply ``function(block, slice, *shared)`` to each block; the slice holds the block's columns (last axis) of an array."""
+    task = dask.delayed(function, pure=False)
+    parts = blocks.x.to_delayed(optimize_graph=False).ravel()
+    slices = [None if columnwise is None else columnwise[..., lo:hi] for lo, hi in pairwise(blocks.bounds)]
+    return [task(part, columns, *shared) for part, columns in zip(parts, slices, strict=True)]
+
+
+def _screen(x: NDArray[np.floating], _: None, lessons: Sequence[Lesson], cells: Cells, f_scores: FScores) -> Floats:
+    return within_fold.screening_scores(x, lessons, cells, f_scores)
+
+
+def _grams_of_block(x: NDArray[np.floating], masks: Bools | None, lessons: Sequence[Lesson], cells: Cells, which: Sequence[int]) -> Floats:
+    return weighted_grams([x], lessons, cells, which, masks)
+
+
+def _coefficients_of_block(x: NDArray[np.floating], masks: Bools, shared: tuple[Sequence[Lesson], Cells, Floats]) -> tuple[Floats, Floats]:
+    lessons, cells, dual = shared
+    return weighted_coefficients(x, lessons, cells, dual, masks)
