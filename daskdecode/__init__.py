@@ -41,6 +41,7 @@ _WHERE = {
     "connect": "daskdecode.cluster.connect",
     "search": "daskdecode.tuning.search",
     "SearchResult": "daskdecode.tuning.result",
+    "decode_study": "daskdecode.study.decode",
     "write_results": "daskdecode.results.result",
     "write_report": "daskdecode.results.report",
 }
@@ -57,6 +58,7 @@ __all__ = [
     "connect",
     "convert",
     "cross_decode",
+    "decode_study",
     "detrend",
     "export",
     "fetch_haxby",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from daskdecode.store.open import open_study as open_study
     from daskdecode.store.open import open_subject as open_subject
     from daskdecode.store.verify import verify as verify
+    from daskdecode.study.decode import decode_study as decode_study
     from daskdecode.tuning.result import SearchResult as SearchResult
     from daskdecode.tuning.search import search as search
 

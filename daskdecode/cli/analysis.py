@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import ComputingCommand, label_names, memory_size, print_json
+from daskdecode.cli.command import INCOMPLETE, ComputingCommand, label_names, memory_size, print_json
 
 
 def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
@@ -36,12 +36,40 @@ def _sentence(summary: Mapping[str, Any]) -> str:
         parts.append(f"{name} {format_score(found['mean'])}{spread}" + (f" ({noted})" if noted else ""))
     told = " against ".join(summary["classes"]) if len(summary["classes"]) == 2 else f"{len(summary['classes'])} classes"
     optimistic = "; optimistic, as hyperparameters were chosen on the held-out folds" if summary["optimistic"] else ""
-    return f"{told}, subject {summary['subject']}, {summary['n_folds']} folds: {', '.join(parts)}{optimistic}"
+    p = f"; p = {summary['pvalue']:.4g} ({summary['n_permutations']} permutations)" if "pvalue" in summary else ""
+    return f"{told}, subject {summary['subject']}, {summary['n_folds']} folds: {', '.join(parts)}{p}{optimistic}"
+
+
+def _study(summary: Mapping[str, Any]) -> str:
+    """A study as a table, a line a subject."""
+    from daskdecode.results.plots import format_score
+
+    measures = {summary["scoring"]: "score", "accuracy": "accuracy"}
+    tested = summary["n_permutations"] > 0
+    rows = [["subject", "folds", *measures, *(["p"] if tested else [])]]
+    for subject in summary["subjects"]:
+        row = [subject["subject"]]
+        if subject["status"] == "done":
+            row += [str(subject["n_folds"]), *(format_score(subject[key]["mean"]) for key in measures.values() if key in subject)]
+            row += [f"{subject['pvalue']:.4g}"] if tested else []
+        rows.append(row)
+    widths = [max(len(row[n]) for row in rows if n < len(row)) for n in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+    for n, subject in enumerate(summary["subjects"], start=1):
+        if subject["status"] == "failed":
+            lines[n] = f"{lines[n].ljust(widths[0])}  failed: {subject['reason']}"
+    means = [f"{name} {format_score(summary[key]['mean'])}" for name, key in measures.items() if key in summary and summary["n_done"]]
+    told = f"{summary['n_done']} of {summary['n_subjects']} subjects are decoded"
+    return "\n".join([*lines, told + (f", mean {', '.join(means)}" if means else "")])
 
 
 def _print(outcome: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(outcome)
+        return
+    if "subjects" in outcome:
+        click.echo(_study(outcome))
+        click.echo(f"Results: {outcome['results']}")
         return
     click.echo(_sentence(outcome))
     click.echo(f"Results: {outcome['results']}")
@@ -65,6 +93,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     epilog="\b\n"
     "Examples:\n"
     "  daskdecode decode study.zarr --labels face,cat --mask vt --subject 01 --output results/\n"
+    "  daskdecode decode study.zarr --labels face,cat --output results/          (every subject)\n"
     "  daskdecode decode study.zarr --output results/ --json | jq .accuracy.mean\n",
 )
 @click.argument("store")
@@ -77,7 +106,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 )
 @click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder for maps, tables and the report.")
 @click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
-@click.option("--subject", metavar="LABEL", help="Needed where the store has several.")
+@click.option("--subject", metavar="LABEL", help="Only this subject.  [default: all]")
 @click.option("--session", metavar="LABEL", help="Only this session.  [default: all]")
 @click.option("--estimator", default="svc", show_default=True)
 @click.option("--cv", default="run", show_default=True, callback=_run_or_number, metavar="run|N", help="Leave one run out, or N folds.")
@@ -93,11 +122,28 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 @click.option(
     "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."
 )
+@click.option(
+    "--permutations", type=click.IntRange(min=0), default=0, metavar="N", help="Test the score against N permutations of the labels."
+)
+@click.option(
+    "--exchange",
+    type=click.Choice(["within_run", "blocks"]),
+    default="within_run",
+    show_default=True,
+    help="What permutations exchange within a run: single volumes, or whole blocks.",
+)
 @click.option("--memory-budget", callback=memory_size, metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.pass_context
 def decode(ctx: click.Context, /, store: str, output: Path, as_json: bool, **options: Any) -> None:
-    """Decode conditions from STORE; write maps, tables and one HTML report to DIR."""
+    """Decode conditions from STORE; write maps, tables and one HTML report a subject to DIR.
+
+    Of several subjects each is decoded by itself. One that cannot be decoded is named with the reason and stops nobody else; exit status 1
+    says that there was one. The same command again does what is missing or has changed.
+    """
     from daskdecode.cli.workflows import run_decode
 
-    _print(run_decode(store, output, **ctx.obj, **options), as_json=as_json)
+    outcome = run_decode(store, output, **ctx.obj, **options)
+    _print(outcome, as_json=as_json)
+    if outcome.get("failed"):
+        ctx.exit(INCOMPLETE)

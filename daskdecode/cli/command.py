@@ -16,6 +16,8 @@ from daskdecode.errors import DaskDecodeError
 
 DIFFERENT: Final = 1
 """Exit status of ``verify`` where the store differs from its sources."""
+INCOMPLETE: Final = 1
+"""Exit status where some subjects of a study failed and the others are done."""
 MENDABLE: Final = 2
 """Exit status for what the user can mend: a wrong option, a missing file, data that make no decodable problem."""
 FAULT: Final = 70
@@ -192,7 +194,7 @@ class Group(click.Group):
         try:
             status = super().main(args, prog_name, standalone_mode=False, **extra)
         except click.Abort:
-            _end(Failure("Interrupted. Nothing half-written is left; a conversion goes on when it is started again.", INTERRUPTED))
+            _end(Failure("Interrupted. Nothing half-written is left; what was begun goes on when it is started again.", INTERRUPTED))
         except Failure as failure:
             _end(failure)
         except click.UsageError as error:

@@ -22,7 +22,8 @@ from daskdecode.cli.study import convert, export, info, verify
 def main() -> None:
     """Decode fMRI out of core: convert once, then decode anything.
 
-    Errors are one line on stderr. Exit status: 0 all well, 1 verify found differences, 2 something you can mend, 130 interrupted.
+    Errors are one line on stderr. Exit status: 0 all well, 1 verify found differences or some subjects failed, 2 something you can
+    mend, 130 interrupted.
     """
 
 

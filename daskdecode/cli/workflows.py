@@ -11,49 +11,31 @@ import numpy as np
 import xarray as xr
 
 from daskdecode.cli.command import progress_bar
-from daskdecode.data.mask import mean_image
-from daskdecode.data.select import select_labels
-from daskdecode.errors import DaskDecodeError, SelectionError
+from daskdecode.errors import DaskDecodeError
 from daskdecode.models.decoder import Decoder
-from daskdecode.results.report import write_report
-from daskdecode.results.result import check_results_folder, file_stem, write_results
+from daskdecode.results.result import check_results_folder
 from daskdecode.results.scores import summarize
-from daskdecode.schema import LABEL, REST, TIME, run_ids
+from daskdecode.schema import LABEL, SUBJECT
 from daskdecode.sources.simulate import simulate_study
 from daskdecode.store.convert import convert
-from daskdecode.store.open import open_subject
+from daskdecode.store.open import open_subject, stored_subjects
+from daskdecode.study.decode import decode_subjects
+from daskdecode.study.subject import Permutations, Question, fit_subject, wanted_labels, write_subject
+from daskdecode.study.tables import summarize_study
 
 
-def _background(ds: xr.Dataset) -> nib.Nifti1Image:
-    """Mean image of the first run: by eye the same as that of all runs, without reading all of them again."""
-    runs = run_ids(ds)
-    return mean_image(ds.isel({TIME: np.flatnonzero(runs == runs[0])}))
+def _fit(whole: xr.Dataset, question: Question, *, progress: bool) -> tuple[Decoder, dict[str, Any] | None]:
+    with progress_bar("Decoding", show=progress) as moved:
+        return fit_subject(whole, whole.attrs[SUBJECT], question, progress=moved)
 
 
-def _fit(ds: xr.Dataset, *, progress: bool, **options: Any) -> Decoder:
-    with progress_bar("Decoding", show=progress) as callback:
-        return Decoder(progress=callback, **options).fit(ds)
-
-
-def _write(decoder: Decoder, ds: xr.Dataset, output: Path, *, title: str | None = None, notes: Sequence[str] = ()) -> dict[str, Any]:
+def _write(
+    decoder: Decoder, test: dict[str, Any] | None, whole: xr.Dataset, output: Path, *, title: str | None = None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write results and report; return the summary with where they are."""
-    write_results(decoder, output)
-    name = "_".join(part for part in (file_stem(decoder), "desc-decoding_report.html") if part)
-    report = write_report(decoder, output / name, background=_background(ds), title=title, notes=notes)
-    return summarize(decoder) | {"results": str(output), "report": str(report)}
-
-
-def _wanted(labels: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """The labels to tell apart: all but rest, or those named, singly or separated by commas (a label may have a comma itself)."""
-    if labels is None:
-        found = [name for name in known if name != REST]
-        if not found:
-            raise SelectionError(
-                f"Only {REST!r} is in the store: were events or labels missing at the conversion? Convert again with them."
-            )
-        return found
-    split = [[label] if label in known else [name.strip() for name in label.split(",") if name.strip()] for label in labels]
-    return [name for names in split for name in names]
+    written = write_subject(decoder, whole, output, permutations=test, title=title, notes=notes)
+    tested = {} if test is None else {"pvalue": test["pvalue"], "n_permutations": test["n_permutations"]}
+    return summarize(decoder) | tested | {"results": str(output), "report": str(output / written["report"])}
 
 
 def run_decode(
@@ -65,22 +47,45 @@ def run_decode(
     session: str | None,
     mask: str | None,
     standardize: str,
+    permutations: int,
+    exchange: str,
     progress: bool,
     **options: Any,
 ) -> dict[str, Any]:
-    """Decode one subject of a store and write everything to a folder.
+    """Decode one subject of a store, or all where there are several and none is named, and write everything to a folder.
 
     Returns
     -------
     dict
-        :func:`daskdecode.results.scores.summarize`, and the paths ``results`` and ``report``.
+        Of one subject: :func:`daskdecode.results.scores.summarize`, the p value if there is one, and the paths ``results`` and
+        ``report``. Of several: what :func:`daskdecode.study.tables.summarize_study` says, ``results``, and ``subjects``: the same as for
+        one, with ``status`` and ``reason``.
     """
     check_results_folder(output)
-    whole = open_subject(store, subject, session)
-    ds = select_labels(whole, _wanted(labels, np.unique(whole[LABEL].values.astype(str)).tolist()))
     how: Any = None if standardize == "none" else standardize
-    decoder = _fit(ds, progress=progress, mask=mask, standardize=how, **options)
-    return _write(decoder, whole, output)
+    decoder, asked = Decoder(mask=mask, standardize=how, **options), Permutations(permutations, exchange)
+    stored, unconverted = stored_subjects(store)
+    if subject is None and len(stored) + len(unconverted) > 1:
+        return _run_study(store, decoder, output, labels=labels, session=session, permutations=asked, progress=progress)
+    whole = open_subject(store, subject, session)
+    wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
+    question = Question(decoder, wanted, session, asked, str(Path.cwd()))
+    return _write(*_fit(whole, question, progress=progress), whole, output)
+
+
+def _run_study(store: str, decoder: Decoder, output: Path, **options: Any) -> dict[str, Any]:
+    outcomes, attributes = decode_subjects(store, decoder, folder=output, **options)
+    each = [
+        {
+            **outcome.get("summary", {"subject": outcome["subject"]}),
+            **({"pvalue": outcome["permutations"]["pvalue"]} if outcome.get("permutations") else {}),
+            **({"report": str(output / outcome["report"])} if "report" in outcome else {}),
+            "status": outcome["status"],
+            "reason": outcome["reason"],
+        }
+        for outcome in outcomes
+    ]
+    return summarize_study(outcomes, attributes) | {"results": str(output), "subjects": each}
 
 
 def _planted_correlation(decoder: Decoder, truth: str) -> float:
@@ -112,11 +117,12 @@ def run_demo(output: Path, *, say: Callable[[str], None], progress: bool) -> dic
     convert(bids, store, mask=f"{anat}desc-brain_mask.nii.gz", rois={"vt": f"{anat}label-vt_mask.nii.gz"}, progress=progress)
     say("Decoding, one run left out at a time ...")
     whole = open_subject(store)
-    decoder = _fit(select_labels(whole, ["face", "cat"]), progress=progress, mask="vt")
+    decoder, _ = _fit(whole, Question(Decoder(mask="vt"), ["face", "cat"], None, Permutations(), str(Path.cwd())), progress=progress)
     r = _planted_correlation(decoder, func + "contrast-{condition}_stat-effect_statmap.nii.gz")
-    n_voxels = decoder.n_elements_
     known = (
-        f"These data are simulated, so the truth is known: face and cat differ in the {n_voxels} voxels of the region vt, each voxel in "
-        f"its own way, and nowhere else. Over these voxels the pattern found below correlates with the planted one at r = {r:.2f}."
+        f"These data are simulated, so the truth is known: face and cat differ in the {decoder.n_elements_} voxels of the region vt, each "
+        "voxel in its own way, and nowhere else. Over these voxels the pattern found below correlates with the planted one at "
+        f"r = {r:.2f}."
     )
-    return _write(decoder, whole, output / "results", title="Demo: decoding face against cat", notes=[known]) | {"planted_correlation": r}
+    written = _write(decoder, None, whole, output / "results", title="Demo: decoding face against cat", notes=[known])
+    return written | {"planted_correlation": r}

@@ -24,7 +24,8 @@ from daskdecode.results.scores import SCORE_COLUMNS, check_fitted, is_regressor,
 
 BIDS_VERSION: Final = "1.10.0"
 DATASET_NAME: Final = "daskdecode: decoding"
-_Writer = Callable[[Path], object]
+Writer = Callable[[Path], object]
+"""Writes a file at the path that it is given."""
 
 
 def entity_value(label: object, fallback: str = "unnamed") -> str:
@@ -63,7 +64,8 @@ def file_stem(decoder: Any) -> str:
     return "_".join(f"{key}-{value}" for key, value in _entities(decoder).items())
 
 
-def _join(*parts: str) -> str:
+def join_entities(*parts: str) -> str:
+    """Join the parts of a file name that are not empty."""
     return "_".join(part for part in parts if part)
 
 
@@ -80,22 +82,23 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _json_writer(content: Mapping[str, Any]) -> _Writer:
+def json_writer(content: Mapping[str, Any]) -> Writer:
+    """Write JSON, the same for the same content."""
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return partial(Path.write_text, data=text, encoding="utf-8")
 
 
-def _table_writer(table: pd.DataFrame) -> _Writer:
+def _table_writer(table: pd.DataFrame) -> Writer:
     return partial(table.to_csv, sep="\t", index=False, na_rep="n/a", lineterminator="\n", encoding="utf-8")
 
 
-def _with_sidecar(name: str, table: pd.DataFrame, description: str, columns: Mapping[str, str]) -> dict[str, _Writer]:
+def with_sidecar(name: str, table: pd.DataFrame, description: str, columns: Mapping[str, str]) -> dict[str, Writer]:
     """Pair a table with the side-car that says what its columns are; a column that nobody described is left out of the side-car."""
     described = {str(c): {"Description": columns[str(c)]} for c in table.columns if str(c) in columns}
-    return {f"{name}.tsv": _table_writer(table), f"{name}.json": _json_writer({"Description": description} | described)}
+    return {f"{name}.tsv": _table_writer(table), f"{name}.json": json_writer({"Description": description} | described)}
 
 
-def _scores(decoder: Any, stem: str) -> dict[str, _Writer]:
+def _scores(decoder: Any, stem: str) -> dict[str, Writer]:
     table = score_table(decoder)
     hyperparameters = {c: f"Value of {c} chosen for this fold and class." for c in table.columns if c not in SCORE_COLUMNS}
     optimistic = " It was also used to choose the hyperparameters, so it is optimistic." if decoder.optimistic_ else ""
@@ -108,10 +111,10 @@ def _scores(decoder: Any, stem: str) -> dict[str, _Writer]:
         "n_train": "Samples trained on.",
         "n_test": "Samples left out.",
     }
-    return _with_sidecar(_join(stem, "desc-decoding_scores"), table, "Scores of each fold and class.", columns | hyperparameters)
+    return with_sidecar(join_entities(stem, "desc-decoding_scores"), table, "Scores of each fold and class.", columns | hyperparameters)
 
 
-def _folds(decoder: Any, stem: str) -> dict[str, _Writer]:
+def _folds(decoder: Any, stem: str) -> dict[str, Writer]:
     table = decoder.cv_metrics_.reset_index(names="fold")
     columns = {
         "fold": "Number of the fold, from 0.",
@@ -123,27 +126,27 @@ def _folds(decoder: Any, stem: str) -> dict[str, _Writer]:
         "chance": "Accuracy of always naming the most frequent class of the training samples.",
     }
     if not is_regressor(decoder):
-        return _with_sidecar(_join(stem, "desc-decoding_folds"), table, "Multiclass scores of each fold.", columns)
+        return with_sidecar(join_entities(stem, "desc-decoding_folds"), table, "Multiclass scores of each fold.", columns)
     columns |= {
         "r2": "Share of the variance of the left-out values that is predicted; below 0 where their mean would have been nearer.",
         "mean_absolute_error": "Mean distance of the predictions from the left-out values, in their units.",
         "correlation": "Pearson's correlation of predictions and left-out values.",
         "chance": "r2 of always predicting the mean of the training samples.",
     }
-    return _with_sidecar(_join(stem, "desc-decoding_folds"), table, "Scores of each fold.", columns)
+    return with_sidecar(join_entities(stem, "desc-decoding_folds"), table, "Scores of each fold.", columns)
 
 
-def _confusion(decoder: Any, stem: str) -> dict[str, _Writer]:
+def _confusion(decoder: Any, stem: str) -> dict[str, Writer]:
     if is_regressor(decoder):
         return {}
     table = decoder.confusion_.rename_axis(index="true", columns=None).reset_index()
     columns = {str(c): f"Number of left-out samples that were predicted to be {c}." for c in decoder.confusion_.columns}
     columns["true"] = "Class that the samples of this row have."
     description = "Counts over all folds; a row is the true class, a column the predicted one."
-    return _with_sidecar(_join(stem, "desc-decoding_confusion"), table, description, columns)
+    return with_sidecar(join_entities(stem, "desc-decoding_confusion"), table, description, columns)
 
 
-def _predictions(decoder: Any, stem: str) -> dict[str, _Writer]:
+def _predictions(decoder: Any, stem: str) -> dict[str, Writer]:
     columns = {
         "sample": "Position of the sample in the data that were decoded, from 0.",
         "fold": "Fold in which the sample was left out.",
@@ -155,36 +158,38 @@ def _predictions(decoder: Any, stem: str) -> dict[str, _Writer]:
         columns |= {"target": "True value.", "predicted": "Value predicted by a decoder that had not seen the sample's fold."}
     else:
         columns |= {f"decision_{c}": f"Decision value for {c}; larger speaks for it." for c in decoder.classes_}
-    return _with_sidecar(
-        _join(stem, "desc-decoding_predictions"), decoder.cv_predictions_, "Out-of-fold prediction of every sample.", columns
+    return with_sidecar(
+        join_entities(stem, "desc-decoding_predictions"), decoder.cv_predictions_, "Out-of-fold prediction of every sample.", columns
     )
 
 
-def _maps(decoder: Any, stem: str) -> dict[str, _Writer]:
+def _maps(decoder: Any, stem: str) -> dict[str, Writer]:
     """Maps of every class and statistic, each with its side-car; a table of coefficients where the data have no voxel grid."""
     values = entity_values(decoder.cv_scores_)
     of = {"Predicted": "values"} if is_regressor(decoder) else {"Classes": list(decoder.classes_)}
-    files: dict[str, _Writer] = {}
+    files: dict[str, Writer] = {}
     for name, statistic, image in class_maps(decoder):
-        base = _join(stem, f"desc-{values[name]}", f"stat-{statistic}", "statmap")
+        base = join_entities(stem, f"desc-{values[name]}", f"stat-{statistic}", "statmap")
         files[f"{base}.nii.gz"] = image.to_filename  # nibabel writes gzip without time or name: same map, same bytes
-        files[f"{base}.json"] = _json_writer({"Class": name, **of, "Description": STATISTICS[statistic].meaning})
+        files[f"{base}.json"] = json_writer({"Class": name, **of, "Description": STATISTICS[statistic].meaning})
     if files or not hasattr(decoder, "coef_"):
         return files
     problems = [str(c) for c in decoder.cv_scores_][-len(decoder.coef_) :]  # two classes are one problem: the second one's
     table = pd.DataFrame({f"{kind}_{c}": getattr(decoder, f"{kind}_")[n] for kind in ("coef", "pattern") for n, c in enumerate(problems)})
     columns = {c: STATISTICS[c.split("_")[0]].meaning for c in table.columns} | {"feature": "Column of the data, from 0."}
     description = "Linear weights and patterns; the name after the underscore is the class that positive values speak for."
-    return _with_sidecar(_join(stem, "desc-decoding_weights"), table.rename_axis("feature").reset_index(), description, columns)
+    return with_sidecar(join_entities(stem, "desc-decoding_weights"), table.rename_axis("feature").reset_index(), description, columns)
 
 
-def _description() -> dict[str, Any]:
-    return {
+def dataset_description() -> dict[str, Writer]:
+    """The file that makes a folder a BIDS derivative data set, and ours."""
+    content = {
         "Name": DATASET_NAME,
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "daskdecode", "Version": __version__}],
     }
+    return {"dataset_description.json": json_writer(content)}
 
 
 def check_results_folder(folder: str | os.PathLike[str]) -> Path:
@@ -243,6 +248,26 @@ def _commit(staged: Path, target: Path, names: list[str], provenance: str) -> No
     (staged / provenance).replace(target / provenance)
 
 
+def write_files(folder: Path, files: Mapping[str, Writer]) -> None:
+    """Write files, by name, to a folder: each appears as a whole or not at all, and only once all of them could be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".daskdecode-", dir=folder))
+    try:
+        for name, write in files.items():
+            write(staged / name)
+        for name in files:
+            (staged / name).replace(folder / name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def results_folder(decoder: Any, folder: Path) -> Path:
+    """Where :func:`write_results` puts the files of this analysis."""
+    entities = _entities(decoder)
+    parents = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
+    return folder.joinpath(*parents, "func") if parents else folder
+
+
 def write_results(decoder: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a fitted decoder's maps, scores, predictions and provenance as a BIDS derivative data set.
 
@@ -275,21 +300,18 @@ def write_results(decoder: Any, folder: str | os.PathLike[str]) -> Path:
     """
     check_fitted(decoder)
     folder = check_results_folder(folder)
-    entities, stem = _entities(decoder), file_stem(decoder)
-    parents = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
-    target = folder.joinpath(*parents, "func") if parents else folder
+    stem, target = file_stem(decoder), results_folder(decoder, folder)
 
     files = {k: v for part in (_maps, _scores, _folds, _confusion, _predictions) for k, v in part(decoder, stem).items()}
-    provenance = _join(stem, "desc-decoding_provenance.json")
-    files[provenance] = _json_writer(dict(decoder.provenance_) | {"optimistic": bool(decoder.optimistic_), "files": sorted(files)})
+    provenance = join_entities(stem, "desc-decoding_provenance.json")
+    files[provenance] = json_writer(dict(decoder.provenance_) | {"optimistic": bool(decoder.optimistic_), "files": sorted(files)})
 
     folder.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".daskdecode-", dir=folder))
     try:
         for name, write in files.items():
             write(staged / name)
-        _json_writer(_description())(staged / "dataset_description.json")
-        (staged / "dataset_description.json").replace(folder / "dataset_description.json")
+        write_files(folder, dataset_description())
         _commit(staged, target, list(files), provenance)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import dask.array as da
@@ -14,8 +16,19 @@ from zarr.abc.store import Store
 
 from daskdecode.errors import IncompleteStoreError, SelectionError, StoreError, nearest
 from daskdecode.schema import BOLD, LABEL, MASK_PREFIX, RUN, SESSION, SUBJECT, TIME, VOXEL
-from daskdecode.store.layout import N_REQUESTS, StoreLike, address, as_store, digest, read_dtype, read_many, reason, require_readable
-from daskdecode.store.plan import fingerprints
+from daskdecode.store.layout import (
+    N_REQUESTS,
+    StoreLike,
+    address,
+    as_store,
+    digest,
+    read_attributes,
+    read_dtype,
+    read_many,
+    reason,
+    require_readable,
+)
+from daskdecode.store.plan import by_subject, fingerprints, restrict
 from daskdecode.store.read import Whole, read_stored
 
 REPAIR: Final = "Restore them from a copy, or call convert again with the same source, which writes again what is missing."
@@ -54,14 +67,9 @@ def open_subject(store: StoreLike, subject: str | None = None, session: str | No
     """
     opened = as_store(store, read_only=True)
     root = require_complete(opened)
-    runs = root["plan"]["runs"]
-    name = _choose(subject, list(dict.fromkeys(run["subject"] for run in runs)), "subject", "sub-", opened)
-    runs = [run for run in runs if run["subject"] == name]
-    if session is not None:
-        named = [run["session"] for run in runs if run["session"] is not None]
-        chosen = _choose(session, list(dict.fromkeys(named)), "session", "ses-", opened)
-        runs = [run for run in runs if run["session"] == chosen]
-    return _open_runs(opened, root, runs)
+    known = [entry["subject"] for entry in root["plan"]["subjects"]]
+    name = _choose(subject, known, "subject", "sub-", opened, root.get("failed", {}))
+    return StoredSubject(opened, name, _root_with(root, restrict(root["plan"], {name}))).open(session)
 
 
 def open_study(store: StoreLike) -> xr.DataTree:
@@ -93,6 +101,65 @@ def open_study(store: StoreLike) -> xr.DataTree:
     tree = xr.DataTree.from_dict({f"/{node}": _open_runs(opened, root, runs) for node, runs in groups.items()})
     tree.attrs = {"format_version": root["format_version"], "store": address(opened)}
     return tree
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSubject:
+    """A subject as the root of a complete store tells of it: small to send, and all that opening it elsewhere needs.
+
+    Attributes
+    ----------
+    store : Store
+    subject : str
+    root : dict
+        The root's attributes, with the part of the plan that is about this subject.
+    """
+
+    store: Store
+    subject: str
+    root: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels in its runs, sorted."""
+        return list(self.root["plan"]["subjects"][0]["labels"])
+
+    def open(self, session: str | None = None) -> xr.Dataset:
+        """:func:`open_subject`, without reading the root again."""
+        return _open_runs(self.store, self.root, self._runs(session))
+
+    def content(self, session: str | None = None) -> dict[str, Any]:
+        """What decides its values: the fingerprints of its runs; and the checksum of each mask. One small read."""
+        expected = fingerprints(self.root["plan"])
+        attributes = read_attributes(self.store, self.root["plan"]["subjects"][0]["node"]) or {}
+        masks = {name: attributes.get("mask_details", {}).get(name, {}).get("sha256", name) for name in attributes.get("masks", [])}
+        return {"runs": {run["node"]: expected[run["node"]] for run in self._runs(session)}, "masks": masks}
+
+    def _runs(self, session: str | None) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = self.root["plan"]["runs"]
+        if session is None:
+            return runs
+        named = [run["session"] for run in runs if run["session"] is not None]
+        chosen = _choose(session, list(dict.fromkeys(named)), "session", "ses-", self.store)
+        return [run for run in runs if run["session"] == chosen]
+
+
+def stored_subjects(store: StoreLike) -> tuple[dict[str, StoredSubject], dict[str, str]]:
+    """All subjects of a store by name, and why others could not be converted, by theirs. One read, of the root.
+
+    Raises
+    ------
+    StoreError
+    """
+    opened = as_store(store, read_only=True)
+    root = require_complete(opened)
+    parts = by_subject(root["plan"])
+    return {name: StoredSubject(opened, name, _root_with(root, parts[name])) for name in parts}, dict(root.get("failed", {}))
+
+
+def _root_with(root: Mapping[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The root's attributes as if the study were this part of it."""
+    return {"format_version": root["format_version"], "complete": True, "plan": part}
 
 
 def require_complete(store: Store) -> dict[str, Any]:
@@ -135,12 +202,16 @@ def missing_runs(store: Store, root: Mapping[str, Any]) -> list[str]:
     return [node for node, attributes in zip(expected, found, strict=True) if (attributes or {}).get("fingerprint") != expected[node]]
 
 
-def _choose(name: str | None, known: list[str], what: str, prefix: str, store: Store) -> str:
+def _choose(
+    name: str | None, known: list[str], what: str, prefix: str, store: Store, failed: Mapping[str, str] = MappingProxyType({})
+) -> str:
     if name is None:
         if len(known) != 1:
             raise SelectionError(f"{address(store)} has {len(known)} {what}s: name one. {nearest('', known)}")
         return known[0]
     plain = str(name).removeprefix(prefix)
+    if plain in failed:
+        raise SelectionError(f"Subject {plain!r} is not in {address(store)}, as it could not be converted: {failed[plain]}")
     if plain not in known:
         raise SelectionError(f"There is no {what} {plain!r} in {address(store)}. {nearest(plain, known)}")
     return plain

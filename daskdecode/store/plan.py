@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,32 @@ def _run_entry(source: int, p: Partition) -> dict[str, Any]:
 def fingerprints(content: Mapping[str, Any]) -> dict[str, str]:
     """What the attributes of each run say once it is whole, by its node: it depends on everything that decides its values."""
     subjects = {entry["subject"]: entry for entry in content["subjects"]}
-    return {run["node"]: digest([run, content["sources"][run["source"]], subjects[run["subject"]]]) for run in content["runs"]}
+    # The source itself, not its place in the list, which depends on other subjects.
+    parts = ({**run, "source": content["sources"][run["source"]]} for run in content["runs"])
+    return {run["node"]: digest([run, subjects[run["subject"]]]) for run in parts}
+
+
+def restrict(content: Mapping[str, Any], subjects: Collection[str]) -> dict[str, Any]:
+    """Return the part of a plan that is about some of its subjects."""
+    runs = [run for run in content["runs"] if run["subject"] in subjects]
+    place = {source: n for n, source in enumerate(sorted({run["source"] for run in runs}))}
+    return {
+        "sources": [content["sources"][source] for source in place],
+        "subjects": [entry for entry in content["subjects"] if entry["subject"] in subjects],
+        "runs": [{**run, "source": place[run["source"]]} for run in runs],
+    }
+
+
+def by_subject(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the part of a plan that is about each subject, in the order of the plan."""
+    runs: dict[str, list[Mapping[str, Any]]] = {entry["subject"]: [] for entry in content["subjects"]}
+    for run in content["runs"]:
+        runs[run["subject"]].append(run)
+    entries = {entry["subject"]: entry for entry in content["subjects"]}
+    return {
+        name: restrict({"sources": content["sources"], "subjects": [entries[name]], "runs": its_runs}, {name})
+        for name, its_runs in runs.items()
+    }
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

@@ -60,7 +60,10 @@ def test_text_names_report_and_chance(run, store, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "01"),  # several subjects: the error names them
+        (["--labels", "fase,cat"], "face"),  # of all subjects
+        (["--estimator", "svm"], "svc"),
+        (["--mask", "vtt"], "vt"),
+        (["--memory-budget", "1kB"], "--memory-budget"),
         (["--subject", "03"], "01"),
         (["--subject", "01", "--labels", "fase,cat"], "face"),
         (["--subject", "01", "--labels", ","], "face,cat"),

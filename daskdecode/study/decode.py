@@ -1,0 +1,285 @@
+"""Everyone at once: all subjects of a store, each decoded as if it were alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from sklearn.base import clone
+
+from daskdecode._version import __version__
+from daskdecode.cluster.spread import run_each
+from daskdecode.errors import DaskDecodeError, DecodingError, SelectionError, nearest
+from daskdecode.models.base import BaseDecoder
+from daskdecode.models.splitters import natural_order
+from daskdecode.progress import watch
+from daskdecode.results.result import check_results_folder
+from daskdecode.store.layout import StoreLike, address, as_store
+from daskdecode.store.open import StoredSubject, stored_subjects
+from daskdecode.study.record import Kept, failure
+from daskdecode.study.subject import DecodeSubject, Permutations, Question, wanted_labels
+from daskdecode.study.tables import to_dataset, write_tables
+
+logger = logging.getLogger("daskdecode")
+
+_N_NAMED = 5
+
+
+def decode_study(
+    study: StoreLike | xr.DataTree,
+    decoder: Any,
+    *,
+    labels: str | Sequence[str] | None = None,
+    mask: Any = None,
+    subjects: str | Sequence[str] | None = None,
+    session: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    permutations: int = 0,
+    exchange: str = "within_run",
+    random_state: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Decode every subject of a study store on the active Dask scheduler, each by itself.
+
+    Parameters
+    ----------
+    study : path, URL, Zarr store or DataTree
+        A study store, or what :func:`daskdecode.open_study` returned of one.
+    decoder : Decoder or DecoderRegressor
+        Configured; it is not changed. Its ``memory_budget`` is that of one subject.
+    labels : str or sequence of str, optional
+        Conditions to tell apart, the same for all subjects. Default: all that the study has, but rest.
+    mask : str, path, image, array or mapping, optional
+        In the place of the decoder's own. A path may contain ``{subject}``, and a mapping gives each subject its mask.
+    subjects : str or sequence of str, optional
+        With or without ``sub-``. Default: all.
+    session : str, optional
+        Only this session. Default: all sessions of a subject together.
+    folder : path, optional
+        Where results go: for each subject, as it ends, what :func:`daskdecode.write_results` and :func:`daskdecode.write_report` write;
+        at the end ``study_scores.tsv`` (a row a subject, fold and class), ``study_subjects.tsv`` (a row a subject) and
+        ``study_summary.json``. All workers must see it. Default: nothing is written.
+    permutations : int, default 0
+        Permutations of a :func:`daskdecode.permutation_test` for each subject.
+    exchange, random_state
+        Of the permutation tests.
+    progress : bool
+        Show a bar, if it takes more than two seconds and stderr is a terminal.
+
+    Returns
+    -------
+    Dataset
+        Dims ``subject``, ``fold`` and ``class``; padded where subjects have fewer folds. Variables: ``score`` and ``chance`` (subject,
+        fold, class), float64; for each fold ``accuracy``, ``balanced_accuracy`` and ``chance_accuracy`` (of a regression ``r2``,
+        ``mean_absolute_error``, ``correlation`` and ``chance_r2``), float64, NaN where padded; ``n_train`` and ``n_test``, int64, 0 where
+        padded; for each subject ``n_samples``, ``n_voxels``, ``status`` ("done" or "failed") and ``reason`` (text, empty where done).
+        With permutations, ``pvalue`` (subject), ``class_pvalue`` and ``class_pvalue_fwe`` (subject, class). Coordinate ``test_runs``
+        (subject, fold). Attributes say what was asked. Eager.
+
+    Raises
+    ------
+    DecodingError, SelectionError, MemoryBudgetError
+        No subject can be decoded: a parameter, label or mask is wrong for all. Before any data are read.
+    DaskDecodeError
+        The folder is a file, or somebody else's BIDS data set.
+
+    Warns
+    -----
+    UserWarning
+        What fitting warns of, with the subjects concerned.
+
+    Notes
+    -----
+    A subject that cannot be decoded, or could not be converted, or whose worker is killed again and again, is recorded with the reason
+    (``status``, ``reason``, the tables, ``.daskdecode/sub-<subject>.json`` in `folder`) and stops nobody else.
+
+    With `folder`, subjects that are there already are not decoded again, as long as their data, the parameters and the versions of the
+    packages are the same and none of their files has gone; failed ones are tried again. Results appear whole or not at all, so a call
+    that was killed is simply repeated.
+
+    One task a subject: it opens its own input and returns the scores only. On a :class:`distributed.Client` each worker takes one subject
+    at a time and uses all its threads for it; memory is that of :meth:`Decoder.explain` for one subject a worker, within seven tenths of
+    the worker's memory limit less what Python itself takes. On any other scheduler subjects follow one another.
+
+    Examples
+    --------
+    >>> scores = dd.decode_study("study.zarr", dd.Decoder("svc"), labels=["face", "cat"], folder="results")    # doctest: +SKIP
+    >>> scores.accuracy.mean("fold")                                                                           # doctest: +SKIP
+    >>> scores.reason[scores.status == "failed"]                                                               # doctest: +SKIP
+    """
+    outcomes, attributes = decode_subjects(
+        study,
+        decoder,
+        labels=labels,
+        mask=mask,
+        subjects=subjects,
+        session=session,
+        folder=folder,
+        permutations=Permutations(permutations, exchange, random_state),
+        progress=progress,
+    )
+    return to_dataset(outcomes, attributes)
+
+
+def decode_subjects(
+    study: StoreLike | xr.DataTree,
+    decoder: Any,
+    *,
+    labels: str | Sequence[str] | None = None,
+    mask: Any = None,
+    subjects: str | Sequence[str] | None = None,
+    session: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    permutations: Permutations,
+    progress: bool = True,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """:func:`decode_study`, as a record a subject and what was asked of all."""
+    if not isinstance(decoder, BaseDecoder):
+        raise DecodingError(f"A study is decoded with a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
+    _check_permutations(permutations)
+    store: Any = study.attrs["store"] if isinstance(study, xr.DataTree) else study
+    stored, unconverted = stored_subjects(store)
+    chosen = _chosen(subjects, stored, unconverted, store)
+    stored = {name: stored[name] for name in chosen if name in stored}
+    asked = clone(decoder).set_params(progress=None, **({} if mask is None else {"mask": mask}))
+    question = Question(asked, _labels(labels, stored), session, permutations, str(Path.cwd()))
+    target = None if folder is None else check_results_folder(folder).absolute()
+    found = {name: failure(name, DaskDecodeError(f"It could not be converted: {why}")) for name, why in unconverted.items()}
+    found |= _done(stored, question, target)
+    pending = {name: DecodeSubject(s, question, target) for name, s in stored.items() if name not in found}
+    if pending and not any(outcome["status"] == "done" for outcome in found.values()):
+        _check_any(pending)
+    if target is not None:
+        target.mkdir(parents=True, exist_ok=True)
+    for name, outcome in _run(pending, progress=progress):
+        found[name] = outcome
+    outcomes = [found[name] for name in chosen]
+    attributes = _attributes(store, question, outcomes)
+    if target is not None:
+        write_tables(target, outcomes, attributes)
+    _warn(outcomes)
+    return outcomes, attributes
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------------------
+
+
+def _check_permutations(asked: Permutations) -> None:
+    n = asked.n_permutations
+    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
+        raise DecodingError(f"permutations={n!r} must be a whole number, 0 for no test.")
+    if asked.exchange not in ("within_run", "blocks"):
+        raise DecodingError(f"Unknown exchange={asked.exchange!r}. {nearest(str(asked.exchange), ['within_run', 'blocks'])}")
+
+
+def _chosen(subjects: str | Sequence[str] | None, stored: Iterable[str], unconverted: Iterable[str], store: Any) -> list[str]:
+    """Names of the subjects that are asked for; all in the order of the store, or their natural one where some are not in it."""
+    known = [*stored, *unconverted]
+    if subjects is None:
+        return known if not unconverted else [known[n] for n in np.argsort(natural_order(np.array(known)))]
+    names = [str(name).removeprefix("sub-") for name in ([subjects] if isinstance(subjects, str) else subjects)]
+    for name in names:
+        if name not in known:
+            raise SelectionError(f"There is no subject {name!r} in {store}. {nearest(name, known)}")
+    if not names:
+        raise SelectionError("subjects=[] names nobody: leave it out for all subjects.")
+    return list(dict.fromkeys(names))
+
+
+def _labels(labels: str | Sequence[str] | None, stored: Mapping[str, StoredSubject]) -> list[str]:
+    """Labels to tell apart; each is known to a subject at least."""
+    known = sorted({label for subject in stored.values() for label in subject.labels})
+    wanted = wanted_labels(labels, known) if known or labels is None else []
+    for label in wanted:
+        if label not in known:
+            raise SelectionError(f"No volume of any subject has the label {label!r}. {nearest(label, known)}")
+    return wanted
+
+
+def _done(stored: Mapping[str, StoredSubject], question: Question, folder: Path | None) -> dict[str, dict[str, Any]]:
+    """Outcomes of subjects that need not be decoded again."""
+    found: dict[str, dict[str, Any]] = {}
+    if folder is None:
+        return found
+    for name, subject in stored.items():
+        outcome = Kept(folder, name, question.session).done()
+        # A mask that cannot be read, a store that is damaged: decoding says so, and records it.
+        with contextlib.suppress(Exception):
+            if outcome is not None and outcome["fingerprint"] == question.fingerprint(subject):
+                found[name] = outcome
+    if found:
+        logger.info("%d subjects are decoded already.", len(found))
+    return found
+
+
+def _check_any(pending: Mapping[str, DecodeSubject]) -> None:
+    """Raise what is wrong with the first subject, if something is with each: a wrong parameter is found before anything is read."""
+    wrong: dict[str, Exception] = {}
+    for name, piece in pending.items():
+        try:
+            piece.check()
+        except Exception as error:
+            wrong[name] = error
+        else:
+            return
+    name, first = next(iter(wrong.items()))
+    if len(wrong) > 1 and isinstance(first, DaskDecodeError):
+        raise type(first)(f"None of {len(wrong)} subjects can be decoded. Subject {name}: {first}") from first
+    raise first
+
+
+def _attributes(store: Any, question: Question, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was asked, in the words of :func:`daskdecode.results.scores.summarize`."""
+    summary: Mapping[str, Any] = next((o["summary"] for o in outcomes if o["status"] == "done"), {})
+    mask = question.decoder.mask
+    asked = {
+        "store": address(as_store(store, read_only=True)),
+        "labels": question.labels,
+        "mask": mask if isinstance(mask, str) else None,
+        "session": question.session,
+        "estimator": summary.get("estimator", " ".join(str(question.decoder.estimator).split())),
+        "scoring": summary.get("scoring", str(question.decoder.scoring or "")),
+        "tune": question.decoder.tune,
+        "optimistic": int(summary.get("optimistic", False)),
+        "n_permutations": int(question.permutations.n_permutations),
+        "daskdecode_version": __version__,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+# --- doing it ---------------------------------------------------------------------------------------------------------------------
+
+
+def _run(pending: Mapping[str, DecodeSubject], *, progress: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Outcomes of subjects as they end."""
+    n_ended = 0
+    with watch("Decoding subjects", lambda: (n_ended, len(pending)), progress=progress):
+        for name, found in run_each(pending):
+            n_ended += 1
+            outcome = failure(name, found) if isinstance(found, Exception) else found
+            if isinstance(found, Exception) and (folder := pending[name].folder) is not None:  # its worker could not say so
+                with contextlib.suppress(OSError):
+                    Kept(folder, name, pending[name].question.session).keep(outcome)
+            if outcome["status"] == "failed":
+                logger.warning("Subject %s failed: %s", name, outcome["reason"])
+            else:
+                logger.info("Subject %s is decoded (%d of %d).", name, n_ended, len(pending))
+            yield name, outcome
+
+
+def _warn(outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Say once what several subjects are to be warned of."""
+    concerned: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        for note in outcome.get("notes", ()):
+            concerned.setdefault(note, []).append(outcome["subject"])
+    for note, names in concerned.items():
+        more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+        warnings.warn(f"Subject{'s' * (len(names) > 1)} {', '.join(names[:_N_NAMED])}{more}: {note}", stacklevel=4)

@@ -1,0 +1,124 @@
+"""What became of each subject, kept beside the results: a rerun does what is missing or changed, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+
+from daskdecode.errors import DaskDecodeError
+from daskdecode.models.content import shown
+from daskdecode.results.result import json_writer, write_files
+
+FOLDER: Final = ".daskdecode"
+"""Where the records are, below the results; BIDS validators and ``ls`` pass over it."""
+
+NOT_CONTENT: Final = {"mask", "memory_budget", "progress"}
+"""Parameters of a decoder that do not change its results, or that are told by the data they select."""
+
+
+class Kept:
+    """The record of one subject in a folder of results.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the results.
+    subject : str
+    session : str or None
+    """
+
+    def __init__(self, folder: Path, subject: str, session: str | None) -> None:
+        self.results, self.folder = folder, folder / FOLDER
+        self.name = f"sub-{subject}" + (f"_ses-{session.removeprefix('ses-')}" if session is not None else "")
+
+    def forget(self) -> None:
+        """Say that nothing is done yet: before results change."""
+        self._path.unlink(missing_ok=True)
+
+    def keep(self, outcome: Mapping[str, Any]) -> None:
+        """Write the outcome, once the results are there: what it names is whole."""
+        write_files(self.folder, {self._path.name: json_writer(outcome)})
+        if outcome["status"] == "done":
+            for partial in self.folder.glob(f"{self.name}.*.npz"):
+                partial.unlink(missing_ok=True)
+
+    def partial(self, fingerprint: str) -> Path:
+        """Where permutations that are done are kept until all are; those of other parameters are deleted."""
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{self.name}.{fingerprint[:16]}.npz"
+        for other in self.folder.glob(f"{self.name}.*.npz"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        return path
+
+    def done(self) -> dict[str, Any] | None:
+        """Return the outcome, if the subject was decoded and all its files are still there."""
+        try:
+            outcome: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            whole = outcome["status"] == "done" and all((self.results / name).is_file() for name in outcome["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return outcome if whole else None
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+
+def failure(subject: str, error: BaseException) -> dict[str, Any]:
+    """Return the outcome of a subject that could not be decoded."""
+    if type(error).__name__ == "KilledWorker":  # of distributed, which only the room of the cluster knows
+        error = DaskDecodeError(
+            "The workers that decoded it were killed, one after another: most often because memory ran out. Give memory_budget=, a mask, "
+            "or workers with more memory; the log of a worker says why it was killed."
+        )
+    ours = isinstance(error, DaskDecodeError | OSError)
+    named = isinstance(error, OSError) and error.strerror is not None
+    reason = f"{error.filename or ''}: {error.strerror}".removeprefix(": ") if named else str(error)  # type: ignore[attr-defined]
+    told = " ".join((reason if ours and reason else f"{type(error).__name__}: {reason}").split())
+    # Of a fault of the code, where it is; what is wrong with data says so itself.
+    where = {} if ours else {"traceback": traceback.format_exception(error)}
+    return {"subject": subject, "status": "failed", "error": type(error).__name__, "reason": told, **where}
+
+
+# --- what results depend on -------------------------------------------------------------------------------------------------------
+
+
+def shown_all(values: Mapping[str, Any]) -> dict[str, str]:
+    """Write parameters so that another process finds the same text for the same values."""
+    return {str(name): shown(value) for name, value in values.items()}
+
+
+def mask_content(mask: Any, known: Mapping[str, str], where: str) -> Any:
+    """What a mask selects, JSON-able.
+
+    Parameters
+    ----------
+    mask : str, path, image, array or None
+    known : mapping of str to str
+        Checksums of the masks of the store.
+    where : str
+        The folder that a relative path starts from.
+    """
+    if mask is None:
+        return None
+    if isinstance(mask, str) and mask in known:
+        return ["name", mask, known[mask]]
+    if isinstance(mask, str | os.PathLike):
+        return ["file", hashlib.sha256(Path(where, mask).read_bytes()).hexdigest()]
+    if isinstance(mask, SpatialImage):
+        return ["image", shown(np.asarray(mask.dataobj)), np.asarray(mask.affine).tolist()]
+    return ["values", shown(np.asarray(mask))]
+
+
+def numbers(value: Any) -> float:
+    """A number of a record: JSON has no NaN, which stands there as null."""
+    return float("nan") if value is None else float(value)
