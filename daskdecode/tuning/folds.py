@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from daskdecode.engine.coordinate_descent import can_solve
-from daskdecode.engine.crossval import Design, TrainingSet, _screen_all, sights
+from daskdecode.engine.crossval import _screen_all, sights
+from daskdecode.engine.design import Design, TrainingSet
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.tuning.dask_ml import SettingsSearch

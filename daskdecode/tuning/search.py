@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from sklearn.base import clone
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from daskdecode.engine.crossval import Design, TrainingSet, training_sets
+from daskdecode.engine.design import Design, TrainingSet, training_sets
 from daskdecode.errors import DecodingError
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.estimators import check_choice
