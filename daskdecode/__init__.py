@@ -34,7 +34,7 @@ _WHERE = {
     "Decoder": "daskdecode.models.decoder",
     "DecoderRegressor": "daskdecode.models.regressor",
     "permutation_test": "daskdecode.models.permutation",
-    "PermutationTest": "daskdecode.models.permutation",
+    "PermutationTest": "daskdecode.models.null",
     "cross_decode": "daskdecode.models.transfer",
     "temporal_generalization": "daskdecode.models.transfer",
     "score_interval": "daskdecode.models.interval",
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from daskdecode.data.select import select_labels as select_labels
     from daskdecode.models.decoder import Decoder as Decoder
     from daskdecode.models.interval import score_interval as score_interval
-    from daskdecode.models.permutation import PermutationTest as PermutationTest
+    from daskdecode.models.null import PermutationTest as PermutationTest
     from daskdecode.models.permutation import permutation_test as permutation_test
     from daskdecode.models.regressor import DecoderRegressor as DecoderRegressor
     from daskdecode.models.transfer import cross_decode as cross_decode

@@ -1,4 +1,6 @@
-r"""Ridge in closed form: a whole path of penalties, for thousands of label vectors at once, from one eigendecomposition a training set.
+r"""Solvers in closed form: thousands of label vectors at once, from one eigendecomposition a training set.
+
+Ridge takes a whole path of penalties (linear discriminants are in :mod:`daskdecode.engine.discriminant`).
 
 With :math:`\tilde K = V S V'` the centred Gram matrix of the n training samples and y any labels with mean :math:`\bar y`,
 
@@ -11,12 +13,17 @@ where e are the leave-one-out errors. Only the products with V' y know the label
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
-from scipy.stats import rankdata
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+
+from daskdecode.engine.discriminant import Discriminant, decide_discriminants
+from daskdecode.engine.spectrum import Spectrum
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -27,51 +34,35 @@ RIDGE_ALPHAS = np.geomspace(1e-3, 1e4, 8)
 
 @dataclass(frozen=True)
 class RidgePath:
-    """Everything about a training set that does not depend on its labels.
+    """Ridge regression of many targets on one training set, each with its own best alpha.
 
-    Equal to :class:`sklearn.linear_model.RidgeClassifierCV` (leave-one-out choice of alpha, intercept not penalised) on the voxels.
+    Equal to :class:`sklearn.linear_model.RidgeCV` and ``RidgeClassifierCV`` (leave-one-out choice of alpha, intercept not penalised) on the
+    voxels.
 
     Attributes
     ----------
-    train : ndarray of int, shape (n_train,)
+    spectrum : Spectrum
     alphas : ndarray of float64, shape (n_alphas,)
-    vectors : ndarray of float64, shape (n_train, n_train)
-        V.
-    values : ndarray of float64, shape (n_train,)
-        S; 0 where it is rounding.
-    cross : ndarray of float64, shape (n_samples, n_train)
-        Centred inner products of all samples with the training samples, times V.
     left_out : ndarray of float64, shape (n_alphas, n_train)
         What a is divided by to give leave-one-out errors.
     """
 
-    train: Ints
+    spectrum: Spectrum
     alphas: Floats
-    vectors: Floats
-    values: Floats
-    cross: Floats
     left_out: Floats
 
     @classmethod
-    def of(cls, gram: Floats, train: Ints, alphas: Floats = RIDGE_ALPHAS) -> RidgePath:
-        """Decompose the Gram matrix (n_samples, n_samples) of the voxels on the samples ``train``: about 9 n_train^3 operations."""
-        rows = gram[:, train]
-        # Inner products of x - m with x_j - m, m the mean training sample: all three corrections come from the Gram matrix.
-        with_mean = rows.mean(axis=1, keepdims=True)
-        centred = rows - with_mean - with_mean[train].T + with_mean[train].mean()
-        values, vectors = eigh(centred[train])
-        empty = values <= values[-1] * train.size * np.finfo(np.float64).eps * 8
-        values[empty] = 0.0
-        cross = centred @ vectors
-        # No sample has a part in a direction that the training samples do not span; what is left there is rounding, and 1 / alpha is large.
-        cross[:, empty] = 0.0
-        squares = np.square(vectors)
+    def of(cls, spectrum: Spectrum, alphas: Floats = RIDGE_ALPHAS) -> RidgePath:
+        """Prepare what does not depend on the targets."""
+        squares, values = np.square(spectrum.vectors), spectrum.values
+        empty = values == 0
         # The mean is one of the empty directions and is not penalised: what it adds to the diagonal, 1 / (n alpha), is taken away here,
         # before the division by alpha makes rounding large.
-        spare = np.maximum(squares[:, empty].sum(axis=1) - 1 / train.size, 0.0) if empty.sum() > 1 else np.zeros(train.size)
+        n = spectrum.train.size
+        spare = np.maximum(squares[:, empty].sum(axis=1) - 1 / n, 0.0) if empty.sum() > 1 else np.zeros(n)
         alphas = np.asarray(alphas, dtype=np.float64)
         left_out = np.stack([squares[:, ~empty] @ (1 / (values[~empty] + alpha)) + spare / alpha for alpha in alphas])
-        return cls(train, alphas, vectors, values, cross, left_out)
+        return cls(spectrum, alphas, left_out)
 
     def decide(self, targets: Floats, rows: Ints) -> tuple[Floats, Ints]:
         """Decision values on some samples, with each label vector's own best alpha.
@@ -79,7 +70,7 @@ class RidgePath:
         Parameters
         ----------
         targets : ndarray of float64, shape (n_samples, n_vectors)
-            Labels, -1 and +1, of all samples; those of the training set are used.
+            Labels (-1 and +1) or values of all samples; those of the training set are used.
         rows : ndarray of int, shape (n_rows,)
             Samples to decide on.
 
@@ -89,43 +80,60 @@ class RidgePath:
         chosen : ndarray of int, shape (n_vectors,)
             Index of the alpha with the smallest mean squared leave-one-out error; the first of the best.
         """
-        y = targets[self.train]
+        vectors, values = self.spectrum.vectors, self.spectrum.values
+        y = targets[self.spectrum.train]
         means = y.mean(axis=0)
-        projected = self.vectors.T @ (y - means)
+        projected = vectors.T @ (y - means)
         chosen = np.zeros(y.shape[1], dtype=np.intp)
         least = np.full(y.shape[1], np.inf)
         for index, alpha in enumerate(self.alphas):
-            errors = self.vectors @ (projected / (self.values + alpha)[:, None])
+            errors = vectors @ (projected / (values + alpha)[:, None])
             errors /= self.left_out[index][:, None]
             loss = np.einsum("ij,ij->j", errors, errors)
             better = loss < least
             chosen[better], least[better] = index, loss[better]
-        projected /= self.values[:, None] + self.alphas[chosen]
-        return self.cross[rows] @ projected + means, chosen
+        projected /= values[:, None] + self.alphas[chosen]
+        return self.spectrum.cross[rows] @ projected + means, chosen
 
 
-def judge_auc(decision: Floats, truth: Floats) -> Floats:
-    """Areas under the ROC curve, one a column; NaN where the truth has a single class.
+Solve = Callable[[Floats, Ints, Floats, Ints], Floats]
 
-    ``AUC = (sum of the positives' ranks - n1 (n1 + 1) / 2) / (n1 n0)``, ties at their mean rank.
+
+def closed_form(models: Sequence[Any], n_voxels: int) -> Solve | None:
+    """Return what solves problems of all these estimators at once, or None where one of them has no closed form.
 
     Parameters
     ----------
-    decision, truth : ndarray of float64, shape (n_rows, n_vectors)
-        Decision values; labels -1 and +1.
+    models : sequence of estimators
+        Unfitted.
+    n_voxels : int
+        Voxels that the samples have.
 
     Returns
     -------
-    ndarray of float64, shape (n_vectors,)
+    callable or None
+        ``solve(gram, train, targets, rows) -> (n_models, n_rows, n_vectors)``: decision values on some samples, of each estimator fitted to
+        each column of ``targets`` (n_samples, n_vectors) on the samples ``train``.
     """
-    positive = truth > 0
-    n_positive = positive.sum(axis=0)
-    n_negative = truth.shape[0] - n_positive
-    ranks = (rankdata(decision, axis=0) * positive).sum(axis=0) - n_positive * (n_positive + 1) / 2
-    pairs = n_positive * n_negative
-    return np.asarray(np.divide(ranks, pairs, out=np.full(truth.shape[1], np.nan), where=pairs > 0))
+    if all(map(_is_plain_ridge, models)):
+        return partial(_solve_ridge, [np.atleast_1d(np.asarray(model.alphas, dtype=np.float64)) for model in models])
+    if all(isinstance(model, Discriminant) and model.is_isotropic for model in models):
+        return partial(_solve_discriminants, [float(model.shrinkage) for model in models], n_voxels)
+    return None
 
 
-def judge_accuracy(decision: Floats, truth: Floats) -> Floats:
-    """Shares of right signs, one a column (n_vectors,); a decision of 0 speaks for -1."""
-    return np.asarray(((decision > 0) == (truth > 0)).mean(axis=0))
+def _is_plain_ridge(model: Any) -> bool:
+    """Whether nothing is to be chosen but alpha, by plain leave-one-out."""
+    if not isinstance(model, RidgeCV | RidgeClassifierCV):
+        return False
+    plain = model.fit_intercept and model.cv is model.scoring is None
+    return bool(plain and getattr(model, "class_weight", None) is None)
+
+
+def _solve_ridge(paths: Sequence[Floats], gram: Floats, train: Ints, targets: Floats, rows: Ints) -> Floats:
+    spectrum = Spectrum.of(gram, train)
+    return np.stack([RidgePath.of(spectrum, alphas).decide(targets, rows)[0] for alphas in paths])
+
+
+def _solve_discriminants(shrinkages: Sequence[float], n_voxels: int, gram: Floats, train: Ints, targets: Floats, rows: Ints) -> Floats:
+    return decide_discriminants(Spectrum.of(gram, train), targets, rows, shrinkages, n_voxels)

@@ -142,6 +142,16 @@ class Plan:
     gram_flops: float
     workload: Workload
 
+    @property
+    def selection_nbytes(self) -> int:
+        """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
+        return _one_selection(self.workload, self.route)
+
+    def room_nbytes(self, most: int) -> int:
+        """Bytes of the budget that are left for sets of voxels; no more than ``most`` where a sweep over them reads nothing."""
+        room = self.memory_budget - (self.peak_nbytes - self.batch * self.selection_nbytes)
+        return min(room, most) if self.in_memory else room
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain, JSON-able values."""
         return asdict(self)

@@ -7,7 +7,7 @@ A linear model with an isotropic L2 penalty sees its samples only through their 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import LassoCV, LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import SVR, LinearSVC, LinearSVR, l1_min_c
+
+from daskdecode.engine.discriminant import Discriminant
 
 Floats = NDArray[np.float64]
 Kind = Literal["classifier", "regressor"]
@@ -38,14 +40,28 @@ class TimesMinC:
         return f"{self.factor:g} x l1_min_c"
 
 
-def _solver_nbytes(n_train: int, n_voxels: int) -> int:
+def _solver_nbytes(_: Any, n_train: int, n_voxels: int) -> int:
     # A copy in double precision, liblinear's own (an index beside each value) and its transpose.
     return 5 * 8 * n_train * n_voxels
 
 
-def _lda_nbytes(n_train: int, n_voxels: int) -> int:
-    # The covariance of each class and of both, and what the least-squares solver copies: voxels x voxels.
-    return 5 * 8 * n_voxels**2 + 4 * 8 * n_train * n_voxels
+def _lda_nbytes(estimator: Discriminant, n_train: int, n_voxels: int) -> int:
+    # The samples centred and weighted, the same divided by the diagonal, squares on the way. Or the covariance of each class and of
+    # both, and what the least-squares solver copies: voxels x voxels.
+    small = estimator.is_shrunk and n_train < n_voxels
+    return (6 if small else 4) * 8 * n_train * n_voxels + (0 if small or estimator.solver == "svd" else 5 * 8 * n_voxels**2)
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+def _always(_: Any) -> bool:
+    return True
+
+
+def _unless_isotropic(estimator: Discriminant) -> bool:
+    return not estimator.is_isotropic
 
 
 @dataclass(frozen=True)
@@ -64,14 +80,16 @@ class Model:
         What the user may change.
     dual : bool
         Whether ``dual`` is to be set to what scikit-learn would choose for the voxels.
-    needs_voxels : bool
-        Whether the solver must see the voxels; else a factor of the Gram matrix will do.
+    needs_voxels : callable
+        ``needs_voxels(estimator)``: whether the solver must see the voxels; else a factor of the Gram matrix will do.
     searches : str
         Parameter whose whole list goes to the estimator, which chooses from it inside its training samples; "" where there is none.
     aliases : mapping
         Other names that a grid may use.
     nbytes : callable
-        ``nbytes(n_train, n_voxels)``: bytes that a fit on voxels takes beside its training samples.
+        ``nbytes(estimator, n_train, n_voxels)``: bytes that a fit on voxels takes beside its training samples.
+    counts_voxels : bool
+        Whether ``n_voxels`` is to be set to the number of voxels that the features stand for.
     """
 
     make: Callable[..., Any]
@@ -79,10 +97,11 @@ class Model:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     dual: bool = False
-    needs_voxels: bool = False
+    needs_voxels: Callable[[Any], bool] = _never
     searches: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    nbytes: Callable[[int, int], int] = _solver_nbytes
+    nbytes: Callable[[Any, int, int], int] = _solver_nbytes
+    counts_voxels: bool = False
 
     def build(self, n_train: int, n_voxels: int, **params: Any) -> Any:
         """Return an unfitted estimator, as it would be for the full problem."""
@@ -91,6 +110,8 @@ class Model:
         settings = {**self.defaults, **params, **self.fixed}
         if self.dual and settings.get("dual", "auto") == "auto":
             settings["dual"] = n_train < n_voxels or settings.get("loss") == "hinge"
+        if self.counts_voxels:
+            settings["n_voxels"] = n_voxels
         return self.make(**settings)
 
 
@@ -105,14 +126,21 @@ class _CopyOf:
 
 
 def model_of(estimator: Any) -> Model:
-    """Take any scikit-learn estimator or pipeline: nothing is known of it, so it sees the voxels."""
-    return Model(_CopyOf(estimator), needs_voxels=True)
+    """Take any scikit-learn estimator or pipeline: nothing is known of it, so it sees the voxels.
+
+    Linear discriminants are known: the same numbers come without a covariance of all voxels.
+    """
+    if type(estimator) is LinearDiscriminantAnalysis:
+        return replace(LDA, make=_CopyOf(Discriminant(**estimator.get_params())), defaults={})
+    return Model(_CopyOf(estimator), needs_voxels=_always)
 
 
 def takes_turns(estimator: Any) -> bool:
     """Say whether fits of a process must not overlap: liblinear shares a random generator, and a covariance of voxels is large."""
     parts = [estimator, *estimator.get_params(deep=True).values()]
-    return any(isinstance(p, LinearSVC | LinearSVR | LogisticRegression | LogisticRegressionCV | LinearDiscriminantAnalysis) for p in parts)
+    if any(isinstance(p, LinearDiscriminantAnalysis) and not (isinstance(p, Discriminant) and p.is_shrunk) for p in parts):
+        return True
+    return any(isinstance(p, LinearSVC | LinearSVR | LogisticRegression | LogisticRegressionCV) for p in parts)
 
 
 def _logistic(penalty: str) -> Model:
@@ -126,7 +154,7 @@ def _logistic(penalty: str) -> Model:
         fixed={"solver": "liblinear", **fixed},
         # L1: liblinear visits voxels in random order. nilearn leaves the seed open, and gives other weights each time.
         defaults={"scoring": "neg_log_loss", "random_state": 0},
-        needs_voxels=penalty == "l1",
+        needs_voxels=_always if penalty == "l1" else _never,
         searches="Cs",
         aliases={"C": "Cs"},
     )
@@ -141,18 +169,25 @@ _SVC_L2 = _svc("l2", (1, 10, 100), dual=True)
 _RIDGE = Model(RidgeCV, {"alphas": [_ALPHAS]}, searches="alphas")
 # scikit-learn 1.7 takes the number of values from the parameter for the values.
 _N_ALPHAS = "n_alphas" if signature(LassoCV).parameters["alphas"].default is None else "alphas"
-_LASSO = Model(LassoCV, {_N_ALPHAS: [30]}, needs_voxels=True, searches="alphas")
+_LASSO = Model(LassoCV, {_N_ALPHAS: [30]}, needs_voxels=_always, searches="alphas")
+LDA = Model(
+    Discriminant,
+    defaults={"solver": "lsqr", "shrinkage": "auto"},
+    needs_voxels=_unless_isotropic,
+    nbytes=_lda_nbytes,
+    counts_voxels=True,
+)
 
 CLASSIFIERS: Mapping[str, Model] = {
     "svc": _SVC_L2,
     "svc_l2": _SVC_L2,
-    "svc_l1": _svc("l1", [TimesMinC(2), TimesMinC(20), TimesMinC(200)], needs_voxels=True),
+    "svc_l1": _svc("l1", [TimesMinC(2), TimesMinC(20), TimesMinC(200)], needs_voxels=_always),
     "logistic": _logistic("l2"),
     "logistic_l2": _logistic("l2"),
     "logistic_l1": _logistic("l1"),
     "ridge_classifier": Model(RidgeClassifierCV, {"alphas": [_ALPHAS]}, searches="alphas"),
-    "lda": Model(LinearDiscriminantAnalysis, defaults={"solver": "lsqr", "shrinkage": "auto"}, needs_voxels=True, nbytes=_lda_nbytes),
-    "gnb": Model(GaussianNB, needs_voxels=True),
+    "lda": LDA,
+    "gnb": Model(GaussianNB, needs_voxels=_always),
     "dummy_classifier": Model(DummyClassifier, fixed={"strategy": "stratified"}, defaults={"random_state": 0}),
 }
 """What :class:`daskdecode.Decoder` knows by name."""

@@ -1,123 +1,211 @@
 """Scores alone, without coefficients: of one design, or of many that differ in their labels only.
 
-Where nothing is screened, the voxels are read once, and everything else is done on one small matrix.
+What labels have no part in is done once for all of them: Gram matrices where nothing is screened, the decomposition of each training set
+where its solver has a closed form, the sums of screening that count all samples. What labels decide (the voxels that screening keeps) is
+worked out for several labellings in one sweep over the voxels.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
-from sklearn.svm import LinearSVC
 
 from daskdecode.engine import crossval
-from daskdecode.engine.closed_form import RidgePath
+from daskdecode.engine.closed_form import closed_form
 from daskdecode.engine.coordinate_descent import can_solve, fit_dual
-from daskdecode.engine.design import Design, Split, TrainingSet, training_sets
+from daskdecode.engine.design import Design, TrainingSet, training_sets
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
+from daskdecode.engine.judge import Judge
 from daskdecode.engine.moments import Floats, Ints
 from daskdecode.engine.plan import Plan
+from daskdecode.engine.rescreen import screen_all
 from daskdecode.engine.solvers import Fits, Problem
 from daskdecode.engine.sweep import VoxelBlocks
 
-Judge = Callable[[Floats, Floats], Floats]
-
 
 @dataclass(frozen=True)
-class Shared:
-    """What all labellings of the same samples have in common: one Gram matrix, or the voxels where they are few.
+class Seen:
+    """What the fits of some training sets see, computed: where nothing is screened, the same for all labellings.
 
     Attributes
     ----------
-    small : ndarray of float64, shape (n_samples, n_samples) or (n_samples, n_voxels)
+    data : dict of bytes to ndarray of float64
+        For each training set (the bytes of its indices) a Gram matrix (n_samples, n_samples), or voxels (n_samples, n_voxels). One under
+        ``None`` where it is the same for all, also for training sets that are not known yet.
     is_gram : bool
     n_voxels : int
     """
 
-    small: Floats
+    data: dict[bytes | None, Floats]
     is_gram: bool
     n_voxels: int
 
     @classmethod
-    def of(cls, blocks: VoxelBlocks, design: Design, plan: Plan) -> Shared:
-        """Read the voxels once, all of them: for designs without screening."""
-        if plan.route != "gram":
-            return cls(blocks.columns(design.voxel_order).compute(), False, blocks.shape[1])
-        return cls(blocks.grams(None)[0].compute(), True, blocks.shape[1])
-
-    def gram(self) -> Floats:
-        """Return the Gram matrix, (n_samples, n_samples)."""
-        return self.small if self.is_gram else self.small @ self.small.T
-
-
-def screened_scores(blocks: VoxelBlocks, design: Design, plan: Plan) -> Floats:
-    """Score one design on the voxels, each training set with its own screening; (n_folds, n_problems) float64."""
-    sets = _without_weights(training_sets(design))
-    masks = None
-    if design.screening is not None:
-        masks, _ = crossval._screen_all(blocks, design, design.screening, sets, None)
-    fits, _ = crossval._fit_all(blocks, design, sets, masks, plan, None, None)
-    return _choose(design, sets, fits)
+    def of(cls, blocks: VoxelBlocks, design: Design, plan: Plan) -> Seen:
+        """Read the voxels, all of them."""
+        sets = training_sets(design)
+        seen = crossval.sights(blocks, design, sets, [(s, 0) for s in range(len(sets))], None, plan)
+        computed = dask.compute(*(sight.data for sight in seen))
+        data: dict[bytes | None, Floats] = {None: computed[0]}
+        if design.within is not None:
+            data = {s.train.tobytes(): own for s, own in zip(sets, computed, strict=True)}
+        return cls(data, plan.route == "gram", blocks.shape[1])
 
 
-def shared_scores(shared: Shared, designs: Sequence[Design], judge: Judge) -> Floats:
+def shared_scores(seen: Seen, designs: Sequence[Design], judge: Judge) -> Floats:
     """Score designs without screening that differ in labels only; what a training set has in common is done once for all of them.
 
     Parameters
     ----------
-    shared : Shared
+    seen : Seen
     designs : sequence of Design
-        With the same candidates; folds may differ.
+        With the same candidates. Folds may differ where ``seen`` is the same for all training sets.
     judge : callable
-        As the designs' ``scorer``, many at a time: ``judge(decision, truth) -> (n_vectors,)``, both (n_rows, n_vectors).
+        As the designs' ``scorer``, many at a time; see :mod:`daskdecode.engine.judge`.
 
     Returns
     -------
     ndarray of float64, shape (n_designs, n_folds, n_problems)
         Of the candidate that each design's own tuning chose.
     """
-    by_folds = {id(design.outer): _without_weights(training_sets(design)) for design in {id(d.outer): d for d in designs}.values()}
-    per_design = [by_folds[id(design.outer)] for design in designs]
+    per_design = _sets_of(designs)
     users: dict[bytes, list[tuple[int, int]]] = {}
     for d, sets in enumerate(per_design):
         for s, fold in enumerate(sets):
             users.setdefault(fold.train.tobytes(), []).append((d, s))
-    small, first = dask.delayed(shared.small, pure=False), designs[0]
+    wrapped = {key: dask.delayed(data, pure=False) for key, data in seen.data.items()}
     fit = dask.delayed(_fit_one_set, pure=False)
-    tasks = []
-    for members in users.values():
-        problems = [
-            Problem(per_design[d][s].train, target, per_design[d][s].tests, False) for d, s in members for target in designs[d].targets
-        ]
-        tasks.append(fit(small, shared.is_gram, problems, first.candidates, first.build, first.scorer, shared.n_voxels, judge))
+    tasks, keys = [], []
+    for train, members in users.items():
+        wanted = [(d, s, c) for d, s in members for c in range(len(designs[d].targets))]
+        problems = [_problem(designs[d], per_design[d][s], c) for d, s, c in wanted]
+        data = wrapped[None] if None in wrapped else wrapped[train]
+        tasks.append(fit(data, None, seen.is_gram, problems, designs[0], seen.n_voxels, judge))
+        keys.append(wanted)
+    return _chosen(designs, per_design, dict(_compute(keys, tasks)))
+
+
+def scores_of(blocks: VoxelBlocks, design: Design, plan: Plan, judge: Judge) -> Floats:
+    """Score one design, (n_folds, n_problems)."""
+    if design.screening is None:
+        return np.asarray(shared_scores(Seen.of(blocks, design, plan), [design], judge)[0])
+    return np.asarray(swept_scores(blocks, [design], plan, judge)[0])
+
+
+def swept_scores(blocks: VoxelBlocks, designs: Sequence[Design], plan: Plan, judge: Judge, together: int | None = None) -> Floats:
+    """Score designs on the voxels, each training set with its own screening, many designs in one sweep.
+
+    Parameters
+    ----------
+    blocks : VoxelBlocks
+    designs : sequence of Design
+        With the same candidates.
+    plan : Plan
+        Of one design.
+    judge : callable
+        See :func:`shared_scores`.
+    together : int, optional
+        Gram matrices (or sets of columns) in memory together. Default: the plan's.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_designs, n_folds, n_problems)
+    """
+    per_design = _sets_of(designs)
+    masks = screen_all(blocks, designs, per_design)
+    fit = dask.delayed(_fit_one_set, pure=False)
+    found: dict[tuple[int, int, int], Fits] = {}
+    for batch in _batches(designs, per_design, together or plan.batch):
+        tasks, keys = [], []
+        for d, pairs in batch:
+            design, sets = designs[d], per_design[d]
+            chosen = None if masks is None else np.stack([masks[d][s, c] for s, c in pairs])
+            groups = crossval._keys(pairs, chosen)
+            for group, sight in zip(groups, crossval.sights(blocks, design, sets, pairs, chosen, plan), strict=True):
+                problems = [_problem(design, sets[s], c) for s, c in group]
+                tasks.append(fit(sight.data, sight.columns, plan.route == "gram", problems, design, sight.n_voxels, judge))
+                keys.append([(d, s, c) for s, c in group])
+        found.update(_compute(keys, tasks))
+    return _chosen(designs, per_design, found)
+
+
+def _sets_of(designs: Sequence[Design]) -> list[list[TrainingSet]]:
+    """Training sets of each design; found once for designs with the same folds."""
+    known = {id(design.outer): design for design in designs}
+    by_folds = {key: [replace(fold, outer=False) for fold in training_sets(design)] for key, design in known.items()}
+    return [by_folds[id(design.outer)] for design in designs]
+
+
+def _problem(design: Design, fold: TrainingSet, c: int) -> Problem:
+    return Problem(fold.train, design.targets[c], fold.tests, False, design.sample_weight)
+
+
+def _batches(
+    designs: Sequence[Design], per_design: Sequence[Sequence[TrainingSet]], size: int
+) -> Iterator[list[tuple[int, list[tuple[int, int]]]]]:
+    """Cut every (training set, problem) of every design into batches; those of a design stay together as far as that goes."""
+    every = [(d, s, c) for d, design in enumerate(designs) for c in range(len(design.targets)) for s in range(len(per_design[d]))]
+    for start in range(0, len(every), size):
+        batch = every[start : start + size]
+        yield [(d, [(s, c) for e, s, c in batch if e == d]) for d in dict.fromkeys(d for d, _, _ in batch)]
+
+
+def _compute(keys: Sequence[Sequence[tuple[int, int, int]]], tasks: Sequence[Any]) -> Iterator[tuple[tuple[int, int, int], Fits]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", UndefinedMetricWarning)
+        warnings.filterwarnings("ignore", message="The least populated class in y has only")
         done = dask.compute(*tasks)
-    fits: list[list[list[Fits]]] = [[[] for _ in sets] for sets in per_design]
-    for members, results in zip(users.values(), done, strict=True):
-        given = iter(results)
-        for d, s in members:
-            fits[d][s] = [next(given) for _ in designs[d].targets]
-    return np.stack([_choose(design, sets, fit) for design, sets, fit in zip(designs, per_design, fits, strict=True)])
+    for members, fits in zip(keys, done, strict=True):
+        yield from zip(members, fits, strict=True)
 
 
-def _fit_one_set(small: Floats, is_gram: bool, problems: Sequence[Problem], *how: Any) -> list[Fits]:
-    """Fit problems that share their training samples, many at a time where the solver can."""
-    candidates, build, scorer, n_voxels, judge = how
-    if not is_gram:
-        return fit_on_columns(small, None, problems, candidates, build, scorer, n_voxels)
-    train = problems[0].train
-    models = [build(train.size, n_voxels, **params) for params in candidates]
-    if not all(can_solve(model) for model in models):
-        return fit_on_gram(small, problems, candidates, build, scorer, n_voxels)
-    decision = _decide(small, train, [problem.target for problem in problems], models)
-    scores = [np.full((len(models), len(problem.tests)), np.nan) for problem in problems]
+def _fit_one_set(
+    data: Floats, columns: Any, is_gram: bool, problems: Sequence[Problem], design: Design, n_voxels: int, judge: Judge
+) -> list[Fits]:
+    """Fit problems that share their training samples, many at a time where the solver can; scores only."""
+    train, how = problems[0].train, (problems, design.candidates, design.build, design.scorer, n_voxels)
+    models = [design.build(train.size, n_voxels, **params) for params in design.candidates]
+    rows = np.unique(np.concatenate([test for problem in problems for test in problem.tests]))
+    targets = np.stack([problem.target for problem in problems], axis=1)
+    solve = closed_form(models, n_voxels) if design.sample_weight is None else None
+    if solve is not None:
+        decision = solve(data if is_gram else _gram(data, columns), train, targets.astype(np.float64), rows)
+    elif is_gram and all(map(can_solve, models)):
+        decision = _descend(data, train, targets, models, rows, design.sample_weight)
+    elif is_gram:
+        return fit_on_gram(data, *how)
+    else:
+        return fit_on_columns(data, columns, *how)
+    return [Fits(scores, None, None, None, 0) for scores in _judge(decision, targets, problems, rows, judge)]
+
+
+def _gram(columns: Floats, chosen: Any) -> Floats:
+    z = columns if chosen is None else columns[:, chosen]
+    return np.asarray(z @ z.T)
+
+
+def _descend(gram: Floats, train: Ints, targets: Ints, models: Sequence[Any], rows: Ints, weight: Floats | None) -> Floats:
+    """Decision values of support vector machines, (n_models, n_rows, n_vectors): a fit each, then one product."""
+    beta = np.zeros((len(models), train.size, targets.shape[1]))
+    intercept = np.zeros((len(models), 1, targets.shape[1]))
+    own = None if weight is None else weight[train]
+    for v, target in enumerate(targets[train].T):
+        for m, fit in enumerate(fit_dual(gram, train, target, models, own)):
+            beta[m, :, v], intercept[m, 0, v] = fit.beta, fit.intercept
+    return np.asarray(gram[np.ix_(rows, train)] @ beta + intercept)
+
+
+def _judge(decision: Floats, targets: Floats, problems: Sequence[Problem], rows: Ints, judge: Judge) -> list[Floats]:
+    """Scores of decision values (n_models, n_rows, n_vectors), for each problem (n_models, n_tests)."""
+    n_models = len(decision)
+    scores = [np.full((n_models, len(problem.tests)), np.nan) for problem in problems]
     # Problems with the same test samples are judged together; permuted labels rarely change the folds.
     same: dict[bytes, list[tuple[int, int]]] = {}
     for p, problem in enumerate(problems):
@@ -126,64 +214,26 @@ def _fit_one_set(small: Floats, is_gram: bool, problems: Sequence[Problem], *how
     for members in same.values():
         test = problems[members[0][0]].tests[members[0][1]]
         which = np.array([p for p, _ in members], dtype=np.intp)
-        truth = np.stack([problems[p].target[test] for p in which], axis=1)
-        # (n_test, n_members x n_models), one member after another
-        decided = decision[np.ix_(which, np.arange(len(models)), test)].transpose(2, 0, 1).reshape(test.size, -1)
-        found = judge(decided, np.repeat(truth, len(models), axis=1)).reshape(len(which), -1)
-        for (p, t), values in zip(members, found, strict=True):
+        # (n_test, n_models x n_members), one model after another
+        decided = decision[:, np.searchsorted(rows, test)][:, :, which].transpose(1, 0, 2).reshape(test.size, -1)
+        found = judge(decided, np.tile(targets[np.ix_(test, which)], n_models)).reshape(n_models, -1)
+        for (p, t), values in zip(members, found.T, strict=True):
             scores[p][:, t] = values
-    return [Fits(values, None, None, None, 0) for values in scores]
+    return scores
 
 
-def _decide(gram: Floats, train: Ints, targets: Sequence[Ints], models: Sequence[LinearSVC]) -> Floats:
-    """Decision values of all samples for each label vector and model, (n_vectors, n_models, n_samples): fits, then one product."""
-    beta = np.zeros((len(targets), len(models), train.size))
-    intercept = np.zeros((len(targets), len(models), 1))
-    for v, target in enumerate(targets):
-        for m, fit in enumerate(fit_dual(gram, train, target[train], models)):
-            beta[v, m], intercept[v, m] = fit.beta, fit.intercept
-    return np.asarray(beta @ gram[train] + intercept)
+def _chosen(designs: Sequence[Design], per_design: Sequence[Sequence[TrainingSet]], fits: dict[tuple[int, int, int], Fits]) -> Floats:
+    """Held-out scores of the candidates that each design's tuning chooses, (n_designs, n_folds, n_problems)."""
+    found = []
+    for d, (design, sets) in enumerate(zip(designs, per_design, strict=True)):
+        rows = [[fits[d, s, c] for c in range(len(design.targets))] for s in range(len(sets))]
+        found.append(_choose(design, sets, rows))
+    return np.stack(found)
 
 
-def ridge_scores(gram: Floats, splits: Sequence[Split], targets: Ints, alphas: Floats, judge: Judge) -> Floats:
-    """Score ridge classifiers in closed form, each labelling with its own leave-one-out alpha in each fold.
-
-    Parameters
-    ----------
-    gram : ndarray of float64, shape (n_samples, n_samples)
-        Or (n_samples, n_voxels) with ``X``; see :class:`Shared`.
-    splits : sequence of (train, test)
-    targets : ndarray of int, shape (n_labellings, n_problems, n_samples)
-        -1 and +1.
-    alphas : ndarray of float64, shape (n_alphas,)
-    judge : callable
-        ``judge(decision, truth) -> (n_vectors,)``, both (n_rows, n_vectors).
-
-    Returns
-    -------
-    ndarray of float64, shape (n_labellings, n_folds, n_problems)
-    """
-    vectors = np.ascontiguousarray(targets.reshape(-1, targets.shape[-1]).T, dtype=np.float64)
-    task = dask.delayed(_ridge_fold, pure=False)
-    shared, labels = dask.delayed(gram, pure=False), dask.delayed(vectors, pure=False)
-    done = dask.compute(*(task(shared, labels, train, test, alphas, judge) for train, test in splits))
-    return np.stack(done, axis=1).reshape(targets.shape[0], targets.shape[1], len(splits)).transpose(0, 2, 1)
-
-
-def _ridge_fold(gram: Floats, vectors: Floats, train: Ints, test: Ints, alphas: Floats, judge: Judge) -> Floats:
-    decision, _ = RidgePath.of(gram, train, alphas).decide(vectors, test)
-    return judge(decision, vectors[test])
-
-
-def _without_weights(sets: Sequence[TrainingSet]) -> list[TrainingSet]:
-    return [replace(fold, outer=False) for fold in sets]
-
-
-def _choose(design: Design, sets: Sequence[TrainingSet], fits: Sequence[Sequence[Fits]]) -> Floats:
-    """Held-out scores of the candidates that the design's tuning chooses, (n_folds, n_problems)."""
+def _choose(design: Design, sets: Sequence[TrainingSet], rows: list[list[Fits]]) -> Floats:
     lookup = {fold.train.tobytes(): (position, fold) for position, fold in enumerate(sets)}
     scores = np.full((len(design.outer), len(design.targets)), np.nan)
-    rows = [list(row) for row in fits]
     for f, (train, test) in enumerate(design.outer):
         position, fold = lookup[train.tobytes()]
         for c, fit in enumerate(rows[position]):

@@ -126,6 +126,12 @@ class VoxelBlocks:
         joined: Delayed = dask.delayed(np.concatenate)(self._map(_Project(weights)))
         return joined
 
+    def map_join(self, function: Any, n: int) -> list[Delayed]:
+        """Concatenate over voxels (last axis) each of the ``n`` arrays that ``function(block)`` returns, lazily."""
+        parts: list[Any] = self._map(function)
+        join = dask.delayed(np.concatenate)
+        return [join([part[i] for part in parts], axis=-1) for i in range(n)]
+
     def map_sum(self, function: Any) -> Delayed:
         """Sum of ``function(block)`` over the blocks, lazily."""
         return tree_sum(self._map(function))

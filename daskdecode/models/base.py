@@ -306,6 +306,8 @@ def _workload(blocks: VoxelBlocks, design: Design, model: Model) -> Workload:
     screening = design.screening
     n_kept = n_voxels if screening is None else screening.n_kept(n_voxels)
     at_once = 1 if takes_turns(design.build(10, 20)) else CPU_COUNT
+    estimators = [design.build(n_samples, n_kept, **params) for params in design.candidates]
+    needs_voxels = any(map(model.needs_voxels, estimators))
     return Workload(
         n_samples=n_samples,
         n_voxels=n_voxels,
@@ -319,6 +321,6 @@ def _workload(blocks: VoxelBlocks, design: Design, model: Model) -> Workload:
         n_blocks=blocks.n_blocks,
         block_voxels=blocks.widest,
         n_sums=2 if design.classes is not None else 3,
-        needs_voxels=model.needs_voxels,
-        fit_nbytes=model.nbytes(n_samples, n_kept) * at_once if model.needs_voxels else 0,
+        needs_voxels=needs_voxels,
+        fit_nbytes=max(model.nbytes(e, n_samples, n_kept) for e in estimators) * at_once if needs_voxels else 0,
     )

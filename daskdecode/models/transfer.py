@@ -13,7 +13,8 @@ from sklearn.base import clone
 
 from daskdecode import schema
 from daskdecode.engine.design import Design
-from daskdecode.engine.relabel import screened_scores
+from daskdecode.engine.judge import judge_of
+from daskdecode.engine.relabel import scores_of
 from daskdecode.errors import DecodingError, nearest
 from daskdecode.models.decoder import Decoder, require_classifier
 from daskdecode.models.exchange import repetition_of, stretches, times_of
@@ -202,7 +203,8 @@ def temporal_generalization(
             pairs.append((learnt, np.flatnonzero(np.isin(event_of, test))))
     timed = clone(decoder).set_params(mask=None, cv=pairs)
     *_, design, plan, blocks = timed._prepare(*_take(samples, rows, names[event_of]))
-    scores = screened_scores(blocks, _by_lag(design, lag_of, steps), plan)
+    judge = judge_of(decoder.scoring, design.scorer, classes=True)
+    scores = scores_of(blocks, _by_lag(design, lag_of, steps), plan, judge)
     table = scores.reshape(len(folds), len(steps), len(steps), -1).transpose(3, 0, 1, 2)
     return _as_dataset(table, [plain(c) for c in np.unique(names)], steps, repetition_s)
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 
-from daskdecode.engine.closed_form import RIDGE_ALPHAS, RidgePath, judge_accuracy, judge_auc
+from daskdecode.engine.closed_form import RIDGE_ALPHAS, RidgePath, closed_form
+from daskdecode.engine.discriminant import Discriminant
+from daskdecode.engine.spectrum import Spectrum
 
 
 def problem(n=45, p=300, n_vectors=7, by_run=False, seed=0):
@@ -24,7 +25,7 @@ def problem(n=45, p=300, n_vectors=7, by_run=False, seed=0):
 def test_predictions_and_alphas_equal_ridge_classifier_cv(p, by_run):
     x, targets, runs = problem(p=p, by_run=by_run)
     train, test = np.flatnonzero(runs != 2), np.flatnonzero(runs == 2)
-    decision, chosen = RidgePath.of(x @ x.T, train).decide(targets, test)
+    decision, chosen = RidgePath.of(Spectrum.of(x @ x.T, train)).decide(targets, test)
     assert len(set(chosen.tolist())) > 1
     for v in range(targets.shape[1]):
         theirs = RidgeClassifierCV(alphas=np.geomspace(1e-3, 1e4, 8)).fit(x[train], targets[train, v])
@@ -37,27 +38,51 @@ def test_left_out_errors_are_those_of_leaving_out():
 
     x, targets, _ = problem(n=12, p=30, n_vectors=1)
     train = np.arange(12)
-    path = RidgePath.of(x @ x.T, train, np.array([3.0]))
+    path = RidgePath.of(Spectrum.of(x @ x.T, train), np.array([3.0]))
     y = targets[:, 0]
-    a = path.vectors @ ((path.vectors.T @ (y - y.mean())) / (path.values + 3.0))
+    a = path.spectrum.vectors @ ((path.spectrum.vectors.T @ (y - y.mean())) / (path.spectrum.values + 3.0))
     expected = [y[i] - Ridge(alpha=3.0).fit(np.delete(x, i, 0), np.delete(y, i)).predict(x[[i]])[0] for i in train]
     np.testing.assert_allclose(a / path.left_out[0], expected, rtol=1e-9)
 
 
 def test_label_vectors_do_not_see_each_other():
     x, targets, runs = problem()
-    path = RidgePath.of(x @ x.T, np.flatnonzero(runs != 0))
+    path = RidgePath.of(Spectrum.of(x @ x.T, np.flatnonzero(runs != 0)))
     together, _ = path.decide(targets, np.flatnonzero(runs == 0))
     alone = [path.decide(targets[:, [v]], np.flatnonzero(runs == 0))[0][:, 0] for v in range(7)]
     np.testing.assert_allclose(together, np.stack(alone, axis=1), atol=1e-12)
 
 
-def test_judges_equal_scikit_learn_also_with_ties():
-    rng = np.random.default_rng(0)
-    decision = np.round(rng.standard_normal((15, 40)), 1)
-    truth = np.where(rng.random((15, 40)) < 0.5, 1.0, -1.0)
-    truth[:, 0] = 1.0
-    assert np.isnan(judge_auc(decision, truth)[0])
-    np.testing.assert_allclose(judge_auc(decision, truth)[1:], [roc_auc_score(truth[:, v], decision[:, v]) for v in range(1, 40)])
-    expected = [accuracy_score(truth[:, v], np.where(decision[:, v] > 0, 1, -1)) for v in range(40)]
-    np.testing.assert_allclose(judge_accuracy(decision, truth), expected)
+def test_values_are_predicted_as_by_ridge_cv():
+    x, _, runs = problem()
+    rng = np.random.default_rng(1)
+    values = x[:, :4] @ rng.standard_normal((4, 6)) * rng.uniform(0, 2, 6) + 5 * rng.standard_normal((45, 6))
+    train, test = np.flatnonzero(runs != 2), np.flatnonzero(runs == 2)
+    predicted, chosen = RidgePath.of(Spectrum.of(x @ x.T, train)).decide(values, test)
+    for v in range(6):
+        theirs = RidgeCV(alphas=np.geomspace(1e-3, 1e4, 8)).fit(x[train], values[train, v])
+        assert RIDGE_ALPHAS[chosen[v]] == theirs.alpha_
+        np.testing.assert_allclose(predicted[:, v], theirs.predict(x[test]), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (RidgeClassifierCV(), True),
+        (RidgeClassifierCV(alphas=2.0), True),
+        (RidgeCV(), True),
+        (RidgeClassifierCV(class_weight="balanced"), False),
+        (RidgeClassifierCV(cv=3), False),
+        (RidgeCV(scoring="r2"), False),
+        (RidgeCV(fit_intercept=False), False),
+        (Discriminant(solver="lsqr", shrinkage=0.2), True),
+        (Discriminant(solver="eigen", shrinkage=1), True),
+        (Discriminant(solver="lsqr", shrinkage="auto"), False),
+        (Discriminant(solver="lsqr", shrinkage=0), False),
+        (Discriminant(solver="lsqr"), False),
+        (Discriminant(solver="lsqr", shrinkage=0.2, priors=[0.3, 0.7]), False),
+    ],
+)
+def test_what_has_a_closed_form(model, found):
+    assert (closed_form([model], 60) is not None) == found
+    assert closed_form([model, RidgeClassifierCV(cv=3)], 60) is None

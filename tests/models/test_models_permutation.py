@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import dask
 import dask.array as da
@@ -11,15 +10,13 @@ import xarray as xr
 from scipy.stats import binomtest, kstest
 from sklearn.base import clone
 from sklearn.linear_model import RidgeClassifierCV
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import KFold, LeaveOneGroupOut, StratifiedKFold, cross_val_score
+from sklearn.svm import LinearSVC
 
-from daskdecode import Decoder, DecoderRegressor, permutation_test
-from daskdecode.engine.closed_form import RIDGE_ALPHAS, judge_auc
-from daskdecode.engine.relabel import Shared
+from daskdecode import Decoder, permutation_test
 from daskdecode.errors import DecodingError
 from daskdecode.models.exchange import exchangeable, stretches
-from daskdecode.models.permutation import RidgeLabellings, _class_means, judge_of, ridge_alphas, summarise
+from daskdecode.models.null import summarise
 
 
 def make(n_classes=2, n_runs=4, length=3, n_blocks=1, p=130, signal=0.0, noise_ar=0.0, seed=0, shuffle=True):
@@ -39,15 +36,9 @@ def make(n_classes=2, n_runs=4, length=3, n_blocks=1, p=130, signal=0.0, noise_a
 
 
 def ridge_test(x, y, groups, n_permutations=99, exchange="within_run", seed=0, blocks=None):
-    """The permutation test of a ridge decoder without screening, by its closed form."""
-    decoder = Decoder(param_grid={"C": 1}, screening_percentile=None)
-    samples, *_, design, plan, voxels = decoder._prepare(x, y, groups)
-    units = exchangeable(exchange, y, samples.groups, None, blocks)
-    labellings = RidgeLabellings(Shared.of(voxels, design, plan).gram(), design, RIDGE_ALPHAS, judge_auc)
-    observed = _class_means(labellings.scores([np.arange(y.size)]))[0]
-    null = _class_means(labellings.scores([units.draw(seed, i) for i in range(n_permutations)]))
-    settings = {"scoring": "roc_auc", "estimator": "ridge_classifier", "exchange": exchange, "random_state": seed, "n_arrangements": 2}
-    return summarise(observed, null, np.unique(y).tolist(), **settings)
+    """The permutation test of a ridge decoder without screening, in closed form."""
+    decoder = Decoder("ridge_classifier", screening_percentile=None)
+    return permutation_test(decoder, x, y, groups, n_permutations=n_permutations, exchange=exchange, random_state=seed, blocks=blocks)
 
 
 FAST = {"param_grid": {"C": 1e-2}, "scoring": "accuracy"}
@@ -80,7 +71,9 @@ def test_p_values_are_those_of_the_formula():
     observed = np.array([0.7, 0.5, 0.6])
     null = np.random.default_rng(0).uniform(0.4, 0.75, (49, 3))
     null[3] = observed
-    test = summarise(observed, null, ["a", "b", "c"], scoring="s", estimator="e", exchange="within_run", random_state=0, n_arrangements=9)
+    test = summarise(
+        observed, null, {"a": 0, "b": 1, "c": 2}, scoring="s", estimator="e", exchange="within_run", random_state=0, n_arrangements=9
+    )
     assert test.pvalue == (1 + np.sum(null.mean(axis=1) >= 0.6 - 1e-12)) / 50
     for i, name in enumerate("abc"):
         assert test.class_pvalues[name] == (1 + np.sum(null[:, i] >= observed[i])) / 50
@@ -100,30 +93,6 @@ def test_ridge_in_closed_form_equals_scikit_learn():
         ridge = RidgeClassifierCV(alphas=np.geomspace(1e-3, 1e4, 8))
         expected = cross_val_score(ridge, scaled, labels, groups=groups, cv=LeaveOneGroupOut(), scoring="roc_auc")
         assert got == pytest.approx(expected.mean(), abs=1e-12)
-
-
-def test_only_a_plain_ridge_classifier_has_the_closed_form():
-    x, y, groups = make(signal=0.6, length=6, p=60)
-    *_, design, _, _ = Decoder(param_grid={"C": 1}, screening_percentile=None)._prepare(x, y, groups)
-    assert ridge_alphas(design, 60) is None
-    for options, found in (({}, True), ({"alphas": 2.0}, True), ({"class_weight": "balanced"}, False), ({"cv": 3}, False)):
-        alphas = ridge_alphas(replace(design, candidates=[options], build=lambda n, p, **kw: RidgeClassifierCV(**kw)), 60)
-        assert (alphas is not None) == found
-    assert ridge_alphas(replace(design, candidates=[{}, {}]), 60) is None
-
-
-def test_any_scorer_judges_decisions():
-    rng = np.random.default_rng(0)
-    decision, truth = rng.standard_normal((9, 4)), np.where(rng.random((9, 4)) < 0.5, 1.0, -1.0)
-    x, y, groups = make()
-    *_, design, _, _ = Decoder(scoring="average_precision")._prepare(x, y, groups)
-    np.testing.assert_allclose(
-        judge_of("average_precision", design)(decision, truth),
-        [average_precision_score(t, d) for d, t in zip(decision.T, truth.T, strict=True)],
-    )
-    np.testing.assert_allclose(
-        judge_of(None, design)(decision, truth), [roc_auc_score(t, d) for d, t in zip(decision.T, truth.T, strict=True)]
-    )
 
 
 def test_folds_that_look_at_labels_are_made_anew():
@@ -256,8 +225,7 @@ def test_the_null_depends_neither_on_workers_nor_on_how_many_permutations_are_as
 def test_a_killed_test_goes_on_where_it_was(route, tmp_path, monkeypatch):
     x, y, groups = make(length=4)
     decoder = Decoder(**OPTIONS[route], **FAST)
-    kind = {"gram": "_SharedGram", "screened": "_Screened"}[route]
-    monkeypatch.setattr(f"daskdecode.models.permutation.{kind}.batch", 3)
+    monkeypatch.setattr("daskdecode.models.labellings.Labellings._batch", lambda _: 3)
     whole = permutation_test(decoder, x, y, groups, n_permutations=8)
     path = tmp_path / "null.npz"
 
@@ -421,8 +389,8 @@ def test_p_values_of_noise_are_uniform_when_screening_is_done_again():
 
 def test_what_cannot_be_tested_is_refused_before_any_work():
     x, y, groups = np.zeros((12, 3)), np.tile(["a", "b"], 6), np.repeat(np.arange(3), 4)
-    with pytest.raises(DecodingError, match="tells classes apart"):
-        permutation_test(DecoderRegressor("ridge"), x, np.arange(12.0), groups)
+    with pytest.raises(DecodingError, match=r"takes a daskdecode\.Decoder or DecoderRegressor; found LinearSVC"):
+        permutation_test(LinearSVC(), x, y, groups)
     with pytest.raises(DecodingError, match="give it a random_state"):
         permutation_test(Decoder(cv=StratifiedKFold(3, shuffle=True)), x, y, groups)
 

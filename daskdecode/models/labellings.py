@@ -1,0 +1,104 @@
+"""Scores of one design under many orders of its labels, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import LeaveOneGroupOut
+
+from daskdecode.engine.closed_form import closed_form
+from daskdecode.engine.design import Design, training_sets
+from daskdecode.engine.judge import judge_of
+from daskdecode.engine.moments import Cells
+from daskdecode.engine.plan import Plan
+from daskdecode.engine.relabel import Seen, shared_scores, swept_scores
+from daskdecode.engine.sweep import VoxelBlocks
+from daskdecode.errors import DecodingError
+from daskdecode.models.base import BaseDecoder
+from daskdecode.models.samples import Samples
+from daskdecode.models.splitters import inner_splits, outer_splits
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+
+_TOGETHER_NBYTES = 2**28
+"""Room for what all labellings of a batch need in closed form, or have screened: more would take memory and save nothing."""
+
+_FITS_TOGETHER = 100
+"""Labellings whose fits are separate: a batch is what is lost when a test is killed."""
+
+
+class Labellings:
+    """Scores of many orders of the labels.
+
+    Parameters
+    ----------
+    decoder : Decoder or DecoderRegressor
+    samples, design, plan, blocks
+        What its preparation gave. Where nothing is screened the voxels are read here, once.
+
+    Attributes
+    ----------
+    batch : int
+        Orders to score together.
+    """
+
+    def __init__(self, decoder: BaseDecoder, samples: Samples, design: Design, plan: Plan, blocks: VoxelBlocks) -> None:
+        self.decoder, self.samples, self.design, self.plan, self.blocks = decoder, samples, design, plan, blocks
+        self.judge = judge_of(decoder.scoring, design.scorer, classes=design.classes is not None)
+        by_runs = decoder.cv == "run" if isinstance(decoder.cv, str) else isinstance(decoder.cv, LeaveOneGroupOut)
+        listed = not isinstance(decoder.cv, str | int | np.integer) and not hasattr(decoder.cv, "split")
+        given = listed and (design.inner is None or samples.groups is not None)
+        # Folds of a regression never look at its values.
+        self.same_folds = by_runs or given or design.classes is None
+        self.seen = Seen.of(blocks, design, plan) if self._sees_the_same() else None
+        self.batch = self._batch()
+
+    def _sees_the_same(self) -> bool:
+        """Whether labels have no part in what fits see, and memory holds it."""
+        if self.design.within is None:
+            return self.design.screening is None
+        n_sets = len(training_sets(self.design))
+        small = n_sets * self.plan.selection_nbytes <= self.plan.memory_budget - self.plan.peak_nbytes
+        return self.design.screening is None and self.same_folds and small
+
+    def _batch(self) -> int:
+        w, design = self.plan.workload, self.design
+        if self.seen is None:
+            # Sums of products with the labels over what no training set tells apart, twice while they are joined.
+            n_cells = Cells.of([train for train, _ in design.splits()], np.zeros(w.n_samples, dtype=np.intp)).first.size
+            sums = 2 * 8 * len(design.targets) * n_cells * w.n_voxels
+            one = w.n_selections * (w.n_voxels + self.plan.selection_nbytes) + sums
+            return int(max(1, self.plan.room_nbytes(_TOGETHER_NBYTES) // one))
+        models = [design.build(design.outer[0][0].size, w.n_voxels, **params) for params in design.candidates]
+        if closed_form(models, w.n_voxels) is None:
+            return _FITS_TOGETHER
+        # Four arrays (n_samples, n_vectors) a task.
+        return max(1, _TOGETHER_NBYTES // (32 * design.targets.size * len(models)))
+
+    def scores(self, orders: Sequence[Ints]) -> Floats:
+        """Score the labels in each order, (n_orders, n_folds, n_problems)."""
+        designs = [self._relabelled(order) for order in orders]
+        if self.seen is not None:
+            return shared_scores(self.seen, designs, self.judge)
+        return swept_scores(self.blocks, designs, self.plan, self.judge, len(orders) * self.plan.workload.n_selections)
+
+    def _relabelled(self, order: Ints) -> Design:
+        """The design with its labels in another order, and new folds where the rule of cv looks at labels."""
+        design, groups = self.design, self.samples.keys
+        classes = None if design.classes is None else design.classes[order]
+        design = replace(design, classes=classes, targets=design.targets[:, order])
+        if self.same_folds:
+            return design
+        y = np.asarray(self.samples.y)[order]
+        try:
+            outer = outer_splits(self.decoder.cv, y, groups)
+            inner = None if design.inner is None else [inner_splits(self.decoder.cv, train, y, groups) for train, _ in outer]
+        except DecodingError as error:
+            raise DecodingError(
+                f"With labels in another order, the folds of cv={self.decoder.cv} do not hold all classes: {error}"
+            ) from error
+        return replace(design, outer=outer, inner=inner)
