@@ -37,7 +37,8 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         ``"svc"`` (``"svc_l2"``): :class:`sklearn.svm.LinearSVC` with squared hinge loss and L2 penalty, 10,000 iterations at most,
         ``random_state=0``; ``"svc_l1"``. ``"logistic"`` (``"logistic_l2"``), ``"logistic_l1"``:
         :class:`sklearn.linear_model.LogisticRegressionCV`. ``"ridge_classifier"``: :class:`sklearn.linear_model.RidgeClassifierCV`.
-        ``"lda"``: :class:`sklearn.discriminant_analysis.LinearDiscriminantAnalysis` with Ledoit-Wolf shrinkage. ``"gnb"``:
+        ``"lda"``: :class:`sklearn.discriminant_analysis.LinearDiscriminantAnalysis` with Ledoit-Wolf shrinkage, or with a number
+        for ``shrinkage`` in ``estimator_args``; never a covariance of all voxels. ``"gnb"``:
         :class:`sklearn.naive_bayes.GaussianNB`. ``"dummy_classifier"``. L1 penalties, ``lda``, ``gnb`` and classifiers passed as objects
         are fitted on the voxels themselves, at the price that has; :meth:`explain` says so.
     mask : str, path, image or array, optional

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import dask.array as da
 import numpy as np
 import pytest
 from scipy.stats import loguniform
@@ -66,14 +65,6 @@ def test_the_plan_of_the_direct_route_shows_the_sum():
     assert re.search(r"[\d.]+ kiB for the columns .* [\d.]+ kiB for the fits", plan.reason)
     with pytest.raises(MemoryBudgetError, match="training samples of fits"):
         Decoder("svc_l1", screening_percentile=None, memory_budget="500kB").explain(X, Y, RUNS)
-
-
-def test_lda_of_too_many_voxels_is_refused_before_anything_runs():
-    """Its covariance is voxels x voxels."""
-    lazy = da.zeros((48, 60_000), chunks=(48, 6_000))
-    with pytest.raises(MemoryBudgetError, match=r"1\d\d\.\d\d GiB inside the solver"):
-        Decoder("lda", screening_percentile=None, memory_budget="8GB").explain(lazy, Y, RUNS)
-    assert Decoder("gnb", screening_percentile=None, memory_budget="8GB").explain(lazy, Y, RUNS).route == "direct"
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
