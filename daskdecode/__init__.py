@@ -29,6 +29,7 @@ _WHERE = {
     "standardize": "daskdecode.data.preprocess",
     "detrend": "daskdecode.data.preprocess",
     "regress_out": "daskdecode.data.preprocess",
+    "pool_subjects": "daskdecode.data.pool",
     "to_nifti": "daskdecode.data.mask",
     "mean_image": "daskdecode.data.mask",
     "Decoder": "daskdecode.models.decoder",
@@ -67,6 +68,7 @@ __all__ = [
     "open_study",
     "open_subject",
     "permutation_test",
+    "pool_subjects",
     "regress_out",
     "score_interval",
     "search",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from daskdecode.data.mask import apply_mask as apply_mask
     from daskdecode.data.mask import mean_image as mean_image
     from daskdecode.data.mask import to_nifti as to_nifti
+    from daskdecode.data.pool import pool_subjects as pool_subjects
     from daskdecode.data.preprocess import detrend as detrend
     from daskdecode.data.preprocess import regress_out as regress_out
     from daskdecode.data.preprocess import standardize as standardize

@@ -30,6 +30,7 @@ from uuid import uuid4
 
 import dask
 import numpy as np
+import psutil
 from dask.base import get_scheduler
 from dask.delayed import Delayed
 from dask_ml.model_selection import GridSearchCV, HyperbandSearchCV, _incremental
@@ -130,6 +131,37 @@ class SettingsSearch(GridSearchCV):  # type: ignore[misc]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ Hyperband
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The smallest of the workers: what is planned for it fits all."""
+
+    n_threads: int
+    memory_nbytes: int
+
+
+def workers() -> Workers:
+    """Look at the workers of the active Client.
+
+    Raises
+    ------
+    DecodingError
+        If there is no Client, or if it has no workers.
+    """
+    try:
+        client = default_client()
+    except ValueError as error:
+        raise DecodingError(
+            "method='hyperband' trains and drops models while they run, which needs a cluster: call dd.connect() first (or "
+            "dd.connect('tcp://...'), or distributed.Client())."
+        ) from error
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    if not known:
+        raise DecodingError("method='hyperband' found no workers on the cluster. Wait for them: client.wait_for_workers(1).")
+    # A worker without a limit has what the machine has.
+    limits = [w["memory_limit"] or psutil.virtual_memory().total for w in known]
+    return Workers(max(w["nthreads"] for w in known), min(limits))
 
 
 @dataclass(frozen=True)

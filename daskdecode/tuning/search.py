@@ -1,4 +1,4 @@
-"""Searches of hyperparameters: a grid, or settings drawn at random; dask-ml spreads them."""
+"""Searches of hyperparameters: a grid, settings drawn at random, or Hyperband; dask-ml spreads them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def search(
     y: ArrayLike | None = None,
     groups: ArrayLike | None = None,
     *,
-    method: Literal["grid", "random"] = "grid",
+    method: Literal["grid", "random", "hyperband"] = "grid",
     n_iter: int = 10,
     random_state: int = 0,
     nested: bool = True,
@@ -56,14 +56,16 @@ def search(
         What to decode with: estimator, folds, screening, scaling, scoring. It is not changed; its own ``param_grid`` and ``tune`` are
         not used.
     X, y, groups
-        As for :meth:`daskdecode.Decoder.fit`.
+        As for :meth:`daskdecode.Decoder.fit`. For ``method="hyperband"`` also what :func:`daskdecode.pool_subjects` returns.
     param_distributions : dict or list of dict
-        Lists of values; for ``"random"`` also distributions (with ``rvs``). The names are the estimator's
+        Lists of values; for ``"random"`` and ``"hyperband"`` also distributions (with ``rvs``). The names are the estimator's
         (``C``; ``pca__n_components`` of a pipeline's step).
-    method : {"grid", "random"}, default "grid"
+    method : {"grid", "random", "hyperband"}, default "grid"
         ``"grid"``: every setting. ``"random"``: ``n_iter`` of them, those that scikit-learn's ``RandomizedSearchCV`` draws.
+        ``"hyperband"``: many settings on few blocks of samples, fewer on more (Li et al. 2018); for estimators with ``partial_fit`` and
+        more samples than memory holds. It needs a ``distributed.Client``.
     n_iter : int, default 10
-        Settings drawn (``"random"``).
+        Settings drawn (``"random"``); blocks of samples that the longest-trained models see (``"hyperband"``).
     random_state : int, default 0
         Seed of the draws.
     nested : bool, default True
@@ -98,15 +100,20 @@ def search(
 
     References
     ----------
-    Varoquaux et al. 2017, NeuroImage 145:166-179 (nested cross-validation); Bergstra & Bengio 2012, JMLR 13:281-305 (random search).
+    Varoquaux et al. 2017, NeuroImage 145:166-179 (nested cross-validation); Bergstra & Bengio 2012, JMLR 13:281-305 (random search);
+    Li et al. 2018, JMLR 18:185 (Hyperband); Sievert et al. 2019, SciPy proceedings (Hyperband in dask-ml).
     """
     if not isinstance(decoder, BaseDecoder):
         raise DecodingError(f"search takes a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
-    check_choice("method", method, ["grid", "random"])
+    check_choice("method", method, ["grid", "random", "hyperband"])
     if not _is_count(n_iter):
         raise DecodingError(f"n_iter={n_iter!r} must be a whole number, at least 1.")
     if not isinstance(error_score, int | float) and error_score != "raise":
         raise DecodingError(f"error_score={error_score!r} must be 'raise' or a number.")
+    if method == "hyperband":
+        from daskdecode.tuning.stream import search_stream  # distributed is not quick to import
+
+        return search_stream(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
     settings = settings_of(param_distributions, method, int(n_iter), random_state)
     asked = clone(decoder).set_params(
         param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"

@@ -1,0 +1,194 @@
+"""Hyperband over pooled subjects."""
+
+from __future__ import annotations
+
+import gc
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+from scipy.stats import loguniform
+from sklearn.feature_selection import f_classif
+from sklearn.linear_model import SGDClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.naive_bayes import GaussianNB
+
+import daskdecode as dd
+from daskdecode.errors import DecodingError, MemoryBudgetError
+from daskdecode.tuning import dask_ml, stream
+from daskdecode.tuning.stream import Recipe, f_of_classes, load
+
+SPACE = {"alpha": loguniform(1e-4, 10.0)}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster, Client(cluster) as found:
+        yield found
+    gc.collect()
+
+
+def make(n_subjects=7, n_runs=2, per_run=(20, 26), p=120, n_classes=2, seed=0):
+    """Subjects with runs of unequal length, a pattern that all share, and offsets of their own that z-scores take away."""
+    rng = np.random.default_rng(seed)
+    pattern = np.zeros((n_classes, p))
+    pattern[:, :30] = rng.standard_normal((n_classes, 30))
+    x, y, subjects, runs = [], [], [], []
+    for s in range(n_subjects):
+        for r in range(n_runs):
+            n = per_run[(s + r) % 2]
+            labels = rng.integers(0, n_classes, n)
+            x.append(rng.standard_normal((n, p)) * (1 + s) + 100 * s + (1 + s) * 0.5 * pattern[labels])
+            y.append(labels)
+            subjects += [f"{s:02d}"] * n
+            runs += [f"{s:02d}/{r}"] * n
+    x, y = np.concatenate(x).astype(np.float32), np.array([f"c{k}" for k in np.concatenate(y)])
+    return x, y, np.array(subjects), np.array(runs)
+
+
+def dataset(x, y, subjects, runs, chunks=(23, 50)):
+    shape = (5, 6, 4)
+    voxel = np.arange(x.shape[1])
+    i, j, k = np.unravel_index(voxel, shape)
+    coords = {
+        "time": ("time", np.arange(len(y), dtype=float)),
+        "label": ("time", y),
+        "run": ("time", runs),
+        "subject": ("time", subjects),
+        "voxel": ("voxel", voxel),
+        "i": ("voxel", i),
+        "j": ("voxel", j),
+        "k": ("voxel", k),
+    }
+    attrs = {"affine": np.eye(4).tolist(), "shape": list(shape)}
+    return xr.Dataset({"bold": (("time", "voxel"), da.from_array(x, chunks=chunks))}, coords=coords, attrs=attrs)
+
+
+def zscored(x, runs):
+    z = np.empty_like(x)
+    for run in np.unique(runs):
+        part = x[runs == run]
+        z[runs == run] = (part - part.mean(axis=0)) / part.std(axis=0, ddof=1)
+    return z
+
+
+def test_hyperband_finds_what_subjects_share(client):
+    x, y, subjects, runs = make()
+    ds = dataset(x, y, subjects, runs)
+    decoder = dd.Decoder(SGDClassifier(loss="log_loss", random_state=0), screening_percentile=None)
+    found = dd.search(decoder, ds, SPACE, method="hyperband", n_iter=9, random_state=1)
+    assert found.score_ > 0.85
+    assert found.nested_scores_.shape == (1,)
+    assert found.cv_results_["test_score"][found.best_index_] == found.best_score_ == max(found.cv_results_["test_score"])
+    assert "groups held out from the search" in str(found)
+    assert len(found.to_frame()) == len(found.cv_results_["params"])
+    # The scores of the held-out subject are the model's own on that subject's z-scored runs.
+    z = zscored(x, runs)
+    scores = {s: roc_auc_score(y[subjects == s] == "c1", found.best_estimator_.decision_function(z[subjects == s])) for s in set(subjects)}
+    assert any(abs(found.nested_scores_[0] - score) < 1e-6 for score in scores.values())
+
+
+def test_the_best_model_predicts_as_a_decoder_and_has_maps(client):
+    x, y, subjects, runs = make()
+    ds = dataset(x, y, subjects, runs)
+    decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=None, screening_n_features=24)
+    found = dd.search(decoder, ds, SPACE, method="hyperband", n_iter=9)
+    best = found.best_decoder_
+    kept = np.flatnonzero(best.coef_[0])
+    assert kept.size == 24
+    assert np.mean(kept < 30) > 0.8
+    expected = found.best_estimator_.decision_function(zscored(x, runs)[:, kept])
+    np.testing.assert_allclose(best.decision_function(ds), expected, atol=1e-4)
+    np.testing.assert_array_equal(best.predict(ds) == "c1", expected > 0)
+    assert best.coef_img_["c1"].shape == (5, 6, 4)
+
+
+def test_several_classes_and_models_without_weights(client):
+    x, y, subjects, runs = make(n_classes=3)
+    ds = dataset(x, y, subjects, runs)
+    found = dd.search(dd.Decoder(SGDClassifier(random_state=0)), ds, SPACE, method="hyperband", n_iter=9)
+    assert found.best_decoder_.coef_.shape == (3, 120)
+    assert found.score_ > 0.8
+    bayes = dd.search(dd.Decoder(GaussianNB()), ds, {"var_smoothing": loguniform(1e-9, 1.0)}, method="hyperband", n_iter=3)
+    assert bayes.best_decoder_ is None
+    assert bayes.score_ > 0.8
+
+
+def test_the_same_seed_gives_the_same_search(client):
+    x, y, subjects, runs = make()
+    ds = dataset(x, y, subjects, runs)
+    one, two = (
+        dd.search(dd.Decoder(SGDClassifier(random_state=0)), d, SPACE, method="hyperband", n_iter=9, random_state=5)
+        for d in (ds, dataset(x, y, subjects, runs, chunks=(400, 7)))
+    )
+    assert one.best_params_ == two.best_params_
+    np.testing.assert_allclose(one.nested_scores_, two.nested_scores_)
+    np.testing.assert_allclose(one.best_decoder_.coef_, two.best_decoder_.coef_, rtol=1e-5, atol=1e-7)
+
+
+def test_no_group_is_on_two_sides(client, monkeypatch):
+    x, y, subjects, runs = make(n_subjects=10)
+    seen = {}
+    split = stream._split
+    monkeypatch.setattr(stream, "_split", lambda *a, **k: seen.setdefault("parts", split(*a, **k)))
+    found = dd.search(dd.Decoder(SGDClassifier()), dataset(x, y, subjects, runs), SPACE, method="hyperband", n_iter=3)
+    parts = seen["parts"]
+    of = lambda numbers: {n // 2 for n in numbers}  # noqa: E731  # two runs a subject
+    test = set().union(*(of(own) for own in parts.test.values()))
+    assert len(test) == found.nested_scores_.size == 2
+    assert len(of(parts.validation)) == 2
+    assert not of(parts.train) & of(parts.validation)
+    assert not of(parts.train) & test
+    assert not of(parts.validation) & test
+    assert of(parts.train) | of(parts.validation) | test == set(range(10))
+
+
+def test_screening_is_scikit_learns():
+    x, y, *_ = make(n_classes=3)
+    codes = np.unique(y, return_inverse=True)[1]
+    x = x.astype(np.float64) - x.mean(axis=0)
+    sums = np.stack([*(x[codes == k].sum(axis=0) for k in range(3)), np.square(x).sum(axis=0)])
+    np.testing.assert_allclose(f_of_classes(sums, np.bincount(codes)), f_classif(x, codes)[0], rtol=1e-7)
+
+
+def test_a_recipe_gives_its_runs_one_after_another():
+    x = np.arange(40.0).reshape(8, 5)
+    recipe = Recipe([da.from_array(x[:3], chunks=2), da.from_array(x[5:], chunks=2)], np.array([4, 0]))
+    np.testing.assert_array_equal(load(recipe), np.vstack([x[:3], x[5:]])[:, [4, 0]])
+    assert recipe.shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "space", "message"),
+    [
+        (dd.Decoder("svc"), {"C": [1]}, "LinearSVC has no partial_fit"),
+        (dd.DecoderRegressor("ridge"), {"alphas": [1]}, "found DecoderRegressor"),
+        (dd.Decoder(SGDClassifier()), {"alhpa": [1]}, r"no parameter 'alhpa'.*'alpha'"),
+        (dd.Decoder(SGDClassifier()), [], "as one dict"),
+        (dd.Decoder(SGDClassifier(), standardize="zscore_sample"), SPACE, "reads run by run"),
+        (dd.Decoder(SGDClassifier(), memory_budget="100kB"), SPACE, r"A worker needs .* copies of a block"),
+    ],
+)
+def test_what_hyperband_cannot_do_is_said_first(client, decoder, space, message):
+    x, y, subjects, runs = make()
+    with pytest.raises((DecodingError, MemoryBudgetError), match=message):
+        dd.search(decoder, dataset(x, y, subjects, runs), space, method="hyperband")
+
+
+def test_two_groups_are_too_few(client):
+    x, y, subjects, runs = make(n_subjects=2)
+    with pytest.raises(DecodingError, match="at least 3 groups"):
+        dd.search(dd.Decoder(SGDClassifier()), dataset(x, y, subjects, runs), SPACE, method="hyperband")
+    found = dd.search(dd.Decoder(SGDClassifier()), dataset(x, y, subjects, runs), SPACE, method="hyperband", n_iter=3, nested=False)
+    assert found.score_ is None
+
+
+def test_without_a_cluster_hyperband_says_how_to_get_one(monkeypatch):
+    def none():
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr(dask_ml, "default_client", none)
+    with pytest.raises(DecodingError, match=r"dd\.connect"):
+        dd.search(dd.Decoder(SGDClassifier()), dataset(*make()), SPACE, method="hyperband")
