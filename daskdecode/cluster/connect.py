@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from daskdecode.cluster.spec import ClusterSpec, read_spec
 from daskdecode.cluster.versions import check_versions
 from daskdecode.errors import ClusterError
 
-_LOOK_S: Final = 1.0
+_LOOK_S: Final = 3.0
 """How often a cluster without workers is asked whether there is any hope, seconds."""
 _LOST: Final = tuple(
     getattr(_scheduler, name) for name in ("KilledWorker", "NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)
@@ -108,7 +109,7 @@ def _to_running(spec: ClusterSpec, security: Security | None) -> Client:
         raise ClusterError(
             f"No scheduler answers at {address} within {spec.timeout_s:g} s. Is it running, and can this machine reach it? ({_said(error)})"
         ) from error
-    return _ready(client, spec, lambda: "The scheduler is there: start workers for it (dask worker ADDRESS).")
+    return _ready(client, spec, lambda: "The scheduler is there: start workers for it (dask worker ADDRESS).", lambda: None)
 
 
 def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
@@ -125,13 +126,13 @@ def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
     except BaseException:
         cluster.close()
         raise
-    return _ready(client, spec, lambda: launcher.why_no_workers(cluster))
+    return _ready(client, spec, lambda: launcher.why_no_workers(cluster), lambda: launcher.hopeless(cluster))
 
 
-def _ready(client: Client, spec: ClusterSpec, why: Any) -> Client:
+def _ready(client: Client, spec: ClusterSpec, why: Callable[[], str], hopeless: Callable[[], str | None]) -> Client:
     """Wait for a worker and look at what it runs; close the client, and all that it owns, where that fails."""
     try:
-        _wait_for_worker(client, spec, why)
+        _wait_for_worker(client, spec, why, hopeless)
         check_versions(client)
     except BaseException:
         client.close()
@@ -139,16 +140,18 @@ def _ready(client: Client, spec: ClusterSpec, why: Any) -> Client:
     return client
 
 
-def _wait_for_worker(client: Client, spec: ClusterSpec, why: Any) -> None:
+def _wait_for_worker(client: Client, spec: ClusterSpec, why: Callable[[], str], hopeless: Callable[[], str | None]) -> None:
     until = time.monotonic() + spec.timeout_s
-    while True:
-        left = until - time.monotonic()
-        try:
-            client.wait_for_workers(1, timeout=max(0.1, min(_LOOK_S, left)))
+    seen = 0
+    while (left := until - time.monotonic()) > 0:
+        with contextlib.suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=min(_LOOK_S, left))
             return
-        except TimeoutError:
-            if left <= _LOOK_S:
-                raise ClusterError(f"No worker came within {spec.timeout_s:g} s ({spec.kind}). {why()} timeout_s= waits longer.") from None
+        said = hopeless()
+        seen = 0 if said is None else seen + 1
+        if said is not None and seen > 1:  # a batch system may take a moment to list what it was given
+            raise ClusterError(f"No worker will come ({spec.kind}). {said}")
+    raise ClusterError(f"No worker came within {spec.timeout_s:g} s ({spec.kind}). {why()} timeout_s= waits longer.")
 
 
 def _said(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from typing import Any, Final
 
 from dask.system import CPU_COUNT
@@ -34,7 +35,7 @@ def start(spec: ClusterSpec, security: Security | None) -> LocalCluster:
     common: dict[str, Any] = {
         "security": security,
         "silence_logs": "ERROR",
-        "local_directory": spec.get("local_folder"),
+        "local_directory": os.path.expandvars(spec.get("local_folder", "")) or None,
         "dashboard_address": address,
         "worker_dashboard_address": LOOPBACK,  # None would be every interface for a worker in this process
         "scheduler_kwargs": {"dashboard": bool(spec.get("dashboard", True))},
@@ -64,3 +65,8 @@ def dashboard_address(spec: ClusterSpec) -> str:
 def why_no_workers(cluster: LocalCluster) -> str:  # noqa: ARG001  # as of the other kinds
     """What is known of workers that do not come."""
     return "Is the machine short of memory, or too busy? Fewer processes (n_workers=) may come up."
+
+
+def hopeless(cluster: LocalCluster) -> str | None:  # noqa: ARG001
+    """Workers of this machine come, or starting them fails."""
+    return None

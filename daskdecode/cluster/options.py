@@ -68,6 +68,12 @@ def _path(given: Any) -> str:
     return path
 
 
+def _node_path(given: Any) -> str:
+    """A path that a worker's own machine completes, such as ``$TMPDIR/dask``."""
+    _path(re.sub(r"\$[A-Za-z_]\w*", "", str(given)) or "/")
+    return str(given)
+
+
 def _name(given: Any) -> str:
     if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*", given):
         raise ValueError("a name of letters, digits and . _ : / @ + -")
@@ -149,7 +155,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "memory_limit": Option(memory_nbytes, STARTED - {"threads"}),
     "dashboard": Option(_dashboard, LOCAL | BATCH),
     "allowed_failures": Option(_number(0, whole=True), LOCAL | BATCH),
-    "local_folder": Option(_path, LOCAL | BATCH),
+    "local_folder": Option(_node_path, LOCAL | BATCH),
     "address": Option(_address, ADDRESS | {"gateway"}),
     # of batch systems
     "queue": Option(_name, BATCH - {"htcondor"}),

@@ -1,0 +1,50 @@
+"""What tests on a real batch system need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """Slurm with two idle nodes or more, or a skip that says what is missing. Returns a function that lists the jobs in the queue."""
+    if shutil.which("sinfo") is None:
+        pytest.skip("Slurm is not installed (on Debian: apt-get install slurm-wlm munge)")
+    said = subprocess.run(
+        ["sinfo", "-h", "-N", "-t", "idle,mix,alloc", "-o", "%N"], capture_output=True, text=True, timeout=30, check=False
+    )
+    if said.returncode or len(set(said.stdout.split())) < 2:
+        pytest.skip(f"no Slurm with two nodes answers (SLURM_CONF is {os.environ.get('SLURM_CONF')!r}): {said.stderr.strip()[:200]}")
+
+    def jobs():
+        lines = subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True, check=True).stdout.splitlines()
+        return {job: state for job, state in map(str.split, lines) if state != "COMPLETING"}
+
+    assert not jobs(), "the tests need a queue of their own"
+    yield jobs
+    assert not jobs(), "jobs are left in the queue"
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """What a job of the tests is like."""
+    return {"interface": "lo", "threads_per_worker": 1, "memory_limit": "1GB", "log_folder": str(tmp_path / "logs"), "timeout_s": 90}
+
+
+@pytest.fixture
+def until():
+    """Wait for something, at most a minute."""
+
+    def wait(condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.2)
+        return found
+
+    return wait
