@@ -22,6 +22,18 @@ class CorruptFileError(SourceError, OSError):
     """A file ends early or its content does not match its checksum."""
 
 
+class FailedSubjectsError(SourceError):
+    """Some subjects of a study could not be converted; the others were.
+
+    Attributes
+    ----------
+    failed : dict of str to str
+        Why, by subject.
+    """
+
+    failed: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
+
+
 class StoreError(DaskDecodeError, ValueError):
     """A study store cannot be written or read as asked."""
 

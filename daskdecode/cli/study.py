@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from daskdecode.cli.command import DIFFERENT, Command, ComputingCommand, print_json
+from daskdecode.cli.command import DIFFERENT, INCOMPLETE, Command, ComputingCommand, print_json
 
 
 def _rois(_: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -63,7 +64,7 @@ def _repetition_time(subject: Mapping[str, Any]) -> str:
 
 def _state(found: Mapping[str, Any]) -> str:
     if found["complete"]:
-        return "complete"
+        return f"complete, but for {_number(len(found['failed']), 'subject')}" if found["failed"] else "complete"
     n = len(found["missing"])
     what = f"{_number(n, 'run')} missing" if n else "all runs are there, but it was not closed"
     return f"INCOMPLETE, {what}: convert again to resume"
@@ -72,6 +73,7 @@ def _state(found: Mapping[str, Any]) -> str:
 def _describe(found: Mapping[str, Any]) -> str:
     """Say in words what a store holds."""
     lines = [f"{found['store']}: {_state(found)}, {_size(found['nbytes'])}, format {found['format_version']}"]
+    lines += [f"subject {name}: NOT CONVERTED: {why}" for name, why in found["failed"].items()]
     for subject in found["subjects"]:
         shape = " x ".join(map(str, subject["shape"]))
         times = f"{subject['n_volumes']} volumes, {_repetition_time(subject)}"
@@ -129,19 +131,24 @@ def convert(
 ) -> None:
     """Convert SOURCE, a BIDS folder or one 4-D image, to the study store STORE.
 
-    A conversion that was interrupted goes on where it stopped when the same command is given again.
+    A conversion that was interrupted goes on where it stopped when the same command is given again. A subject of whom a file is damaged
+    is named and left out, and the exit status is 1; the same command adds it once the file is mended.
     """
+    from daskdecode.errors import FailedSubjectsError
     from daskdecode.store.convert import convert as convert_study
     from daskdecode.store.describe import describe
 
-    convert_study(
-        source, store, subjects=list(subjects) or None, sessions=list(sessions) or None, resume=not no_resume, **ctx.obj, **options
-    )
+    which: dict[str, Any] = {"subjects": list(subjects) or None, "sessions": list(sessions) or None}
+    # Each was told on stderr when it was found, and what is printed names them.
+    with contextlib.suppress(FailedSubjectsError):
+        convert_study(source, store, **which, resume=not no_resume, **ctx.obj, **options)
     found = describe(store)
     if as_json:
         print_json(found)
     else:
         click.echo(_describe(found))
+    if found["failed"]:
+        ctx.exit(INCOMPLETE)
 
 
 @click.command(cls=Command, short_help="Say what a store holds.", epilog="\b\nExample:\n  daskdecode info study.zarr\n")

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from daskdecode.errors import SourceError
+from daskdecode.errors import DaskDecodeError, SourceError
 from daskdecode.schema import REST
 from daskdecode.sources.events import events_to_labels
 from daskdecode.sources.labels import read_label_table
@@ -104,18 +104,57 @@ def resolve(runs: Sequence[Run]) -> list[SourceFile]:
     -----
     Logs a warning where runs have neither labels nor events, and where those of a subject differ in repetition time.
     """
+    files, failed = resolve_subjects(runs)
+    for error in failed.values():
+        raise error
+    return files
+
+
+def resolve_subjects(runs: Sequence[Run]) -> tuple[list[SourceFile], dict[str, Exception]]:
+    """:func:`resolve`, of each subject by itself.
+
+    Returns
+    -------
+    files : list of SourceFile
+        Of the subjects with whom nothing is wrong.
+    failed : dict of str to exception
+        What is wrong with the others, by subject.
+
+    Raises
+    ------
+    SourceError
+        There is no run, or a file is given twice.
+    """
     if isinstance(runs, Run):
         runs = [runs]
     if not runs:
         raise SourceError("There is no run to read: the list of runs is empty.")
+    of_subject: dict[str, list[int]] = defaultdict(list)
+    for n, run in enumerate(runs):
+        of_subject[run.subject].append(n)
+    resolved: dict[int, SourceFile] = {}
+    failed: dict[str, Exception] = {}
+    for subject, places in of_subject.items():
+        try:
+            resolved |= zip(places, _resolve_subject([runs[n] for n in places]), strict=True)
+        except (DaskDecodeError, OSError) as error:
+            failed[subject] = error
+    kept = sorted(resolved)
+    files = [resolved[n] for n in kept]
+    _check_given_once(files)
+    _warn_of_unlabelled([runs[n] for n in kept], files)
+    _warn_of_repetition_times(files)
+    return files, failed
+
+
+def _resolve_subject(runs: Sequence[Run]) -> list[SourceFile]:
     files = [_resolve_one(run) for run in runs]
-    _check_files(files)
-    _check_grids(files)
+    _check_given_once(files)
+    _check_sessions(files)
+    _check_grid(files)
     files = _name_runs(files)
     for file in files:
         check_length(file.header)
-    _warn_of_unlabelled(runs, files)
-    _warn_of_repetition_times(files)
     return files
 
 
@@ -235,27 +274,30 @@ def _name(run: Run) -> str:
 # --- the study --------------------------------------------------------------------------------------------------------------------
 
 
-def _check_files(files: Iterable[SourceFile]) -> None:
-    """No image twice (the same volumes would stand on both sides of a split), and sessions for all runs of a subject or for none."""
+def _check_given_once(files: Iterable[SourceFile]) -> None:
+    """No image twice: the same volumes would stand on both sides of a split."""
     seen: set[str] = set()
-    with_session: dict[str, bool] = {}
     for file in files:
         real = os.path.realpath(file.header.data_path)
         if real in seen:
             raise SourceError(f"{file.path} is given twice: the same volumes would be used for training and for testing. Give it once.")
         seen.add(real)
-        subject, has_session = file.partitions[0].subject, file.partitions[0].session is not None
-        if with_session.setdefault(subject, has_session) != has_session:
+
+
+def _check_sessions(files: Sequence[SourceFile]) -> None:
+    """Sessions for all runs of a subject or for none."""
+    for file in files:
+        if (file.partitions[0].session is None) != (files[0].partitions[0].session is None):
+            subject = file.partitions[0].subject
             raise SourceError(f"Subject {subject!r} has runs with a session and runs without ({file.path}). Name it for all, or for none.")
 
 
-def _check_grids(files: Iterable[SourceFile]) -> None:
+def _check_grid(files: Sequence[SourceFile]) -> None:
     """All runs of a subject lie on one grid, within a hundredth of a millimetre at its corners."""
-    first_of: dict[str, SourceFile] = {}
+    reference = files[0].header
     for file in files:
-        subject = file.partitions[0].subject
-        header, reference = file.header, first_of.setdefault(subject, file).header
-        where = f"The runs of subject {subject!r} do not lie on one grid: {header.path}"
+        header = file.header
+        where = f"The runs of subject {file.partitions[0].subject!r} do not lie on one grid: {header.path}"
         remedy = "Resample them to one grid first (nilearn.image.resample_to_img), or choose one space with space=."
         if header.shape != reference.shape:
             raise SourceError(f"{where} has shape {header.shape}, {reference.path} has {reference.shape}. {remedy}")

@@ -16,9 +16,10 @@ from daskdecode._version import __version__
 from daskdecode.errors import StoreError
 from daskdecode.schema import FORMAT_VERSION
 from daskdecode.store import layout
+from daskdecode.store.compare import Comparison, compare
 from daskdecode.store.layout import StoreLike, address, local_path, reason
 from daskdecode.store.open import missing_runs
-from daskdecode.store.plan import Plan, changed_sources, difference
+from daskdecode.store.plan import Plan
 from daskdecode.store.subjects import voxels_to_write, write_subject
 
 logger = logging.getLogger("daskdecode")
@@ -85,19 +86,28 @@ def study_attributes(store: Store) -> dict[str, Any] | None:
     return found
 
 
-def claim(store: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> bool:
-    """Write the plan into the root, if the store may be written; False where it is complete already."""
+def claim(store: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> Plan | None:
+    """Write the plan into the root, if the store may be written; None where it is complete already.
+
+    Returns
+    -------
+    Plan
+        Without subjects that turned out to have no brain.
+    """
     found = study_attributes(store)
-    changed: set[str] = set()
+    compared: Comparison | None = None
     if found is not None and not overwrite:
         layout.require_readable(store)
-        changed = _require_resumable(store, found, plan, resume=resume)
-        if found["complete"] and not _lacks_runs(store, found):
+        compared = _require_resumable(store, found, plan, resume=resume)
+        if found["complete"] and not compared.added and not _lacks_runs(store, found):
             logger.info("%s is complete already.", address(store))
-            return False
+            return None
     clear = found is not None and (overwrite or found.get("clear_first", False))
-    voxels = voxels_to_write(store, plan, fresh=found is None or clear, changed=changed, progress=progress)
-    root = {"format_version": FORMAT_VERSION, "complete": False, "daskdecode_version": __version__, "plan": plan.content}
+    changed = set(compared.changed.values()) if compared else set()
+    voxels, brainless = voxels_to_write(store, plan, fresh=found is None or clear, changed=changed, progress=progress)
+    plan = plan.without(brainless)
+    tell_failed(brainless)
+    root = {"format_version": FORMAT_VERSION, "complete": False, "daskdecode_version": __version__, **plan.root}
     if clear:
         _clear(store, root)
     elif found is not None:
@@ -108,7 +118,22 @@ def claim(store: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: 
     for subject in plan.subjects:
         if subject.node in voxels:
             write_subject(store, subject, voxels[subject.node])
-    return True
+    return plan
+
+
+def tell_failed(failed: Mapping[str, Exception]) -> None:
+    """Name subjects that cannot be converted when it is found: the error comes once the others are done."""
+    for subject, error in failed.items():
+        logger.warning("Subject %s cannot be converted: %s", subject, error)
+
+
+def require_no_loss(store: Store, plan: Plan) -> None:
+    """Raise what is wrong with a subject that a complete store holds and that could not be converted again."""
+    found = study_attributes(store)
+    if found is not None and found["complete"]:
+        for entry in found["plan"]["subjects"]:
+            if entry["subject"] in plan.failed:
+                raise plan.failed[entry["subject"]]
 
 
 def _clear(store: Store, root: Mapping[str, Any]) -> None:
@@ -119,21 +144,20 @@ def _clear(store: Store, root: Mapping[str, Any]) -> None:
             layout.delete_node(store, name)
 
 
-def _require_resumable(store: Store, found: Mapping[str, Any], plan: Plan, *, resume: bool) -> set[str]:
-    """Subjects of whom sources have changed since; raises where this is another conversion, or may not go on."""
+def _require_resumable(store: Store, found: Mapping[str, Any], plan: Plan, *, resume: bool) -> Comparison:
+    """What has changed since; raises where this is another conversion, or may not go on."""
     state = "is complete" if found["complete"] else "was not finished"
-    differs = difference(found["plan"], plan.content)
-    changed = None if found["complete"] else changed_sources(found["plan"], plan.content)
-    if differs is not None and changed is None:
+    compared = compare(found, plan)
+    if compared.other is not None:
         raise StoreError(
-            f"{address(store)} holds another conversion, which {state}: {differs}. "
+            f"{address(store)} holds another conversion, which {state}: {compared.other}. "
             "Pass overwrite=True to replace it, or choose another name."
         )
     if not resume:
         raise StoreError(f"{address(store)} exists and {state}. Pass resume=True to go on with it, or overwrite=True to begin again.")
-    for path, subject in (changed or {}).items():
+    for path, subject in compared.changed.items():
         logger.info("%s has changed since the conversion was interrupted: its runs (subject %s) are written again.", path, subject)
-    return set((changed or {}).values())
+    return compared
 
 
 def _lacks_runs(store: Store, found: Mapping[str, Any]) -> bool:
@@ -144,5 +168,5 @@ def _lacks_runs(store: Store, found: Mapping[str, Any]) -> bool:
 
 
 def _no_longer_planned(found: Mapping[str, Any], plan: Plan) -> list[str]:
-    planned = {run["node"] for run in plan.content["runs"]}
-    return [run["node"] for run in found["plan"]["runs"] if run["node"] not in planned]
+    planned, were = ({entry["node"] for key in ("subjects", "runs") for entry in p[key]} for p in (plan.content, found["plan"]))
+    return sorted(were - planned)

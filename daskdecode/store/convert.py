@@ -13,19 +13,22 @@ from dask.delayed import delayed
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from daskdecode.errors import DaskDecodeError, StoreError
+from daskdecode.errors import DaskDecodeError, FailedSubjectsError, StoreError
 from daskdecode.progress import watch
-from daskdecode.sources.partition import resolve
+from daskdecode.sources.partition import resolve_subjects
 from daskdecode.store import layout
-from daskdecode.store.claim import alone, claim
+from daskdecode.store.claim import alone, claim, require_no_loss, tell_failed
 from daskdecode.store.layout import StoreLike, address, as_store, local_path, reason
 from daskdecode.store.plan import Plan, fingerprints, make_plan
 from daskdecode.store.progress import forget, volumes_read
 from daskdecode.store.replace import forget_other, place_beside, recover, take_place
 from daskdecode.store.request import check_rois, requested_runs
+from daskdecode.store.subjects import attempt
 from daskdecode.store.write import WriteFile, is_written
 
 logger = logging.getLogger("daskdecode")
+
+_N_NAMED = 5
 
 
 def convert(
@@ -83,7 +86,10 @@ def convert(
     Raises
     ------
     SourceError, GridMismatchError, SelectionError
-        Something is wrong with the input; found before anything is written.
+        Something is wrong with the input of every subject, or of one that a store to be replaced holds; found before anything is written.
+    FailedSubjectsError
+        Something is wrong with the input of some subjects. It is raised once the others are converted: the store is complete without
+        them, names them and the reasons, and the same call, after their sources were mended, adds them.
     StoreError
         The store cannot be written here: it holds other sources, is being written by another process, is not a study store, or the
         disk is full. What has been converted until then is kept, and the same call goes on from there.
@@ -102,16 +108,20 @@ def convert(
     check_rois(rois)
     which = {"subjects": subjects, "sessions": sessions, "task": task, "space": space, "desc": desc}
     runs = requested_runs(source, labels, repetition_time, hrf_delay_s, **which)
-    plan = make_plan(resolve(runs), mask, rois)
+    files, failed = resolve_subjects(runs)
+    plan = make_plan(files, mask, rois, failed)
     with alone(store):
         try:
             recover(store)
+            require_no_loss(target, plan)
+            tell_failed(plan.failed)
             beside = place_beside(store) if overwrite else None
             if beside is None:
-                _convert(target, plan, overwrite=overwrite, resume=resume, progress=progress)
+                plan = _convert(target, plan, overwrite=overwrite, resume=resume, progress=progress)
             else:
                 forget_other(beside, plan, resume=resume)
-                _convert(LocalStore(beside), plan, overwrite=False, resume=True, progress=progress)
+                plan = _convert(LocalStore(beside), plan, overwrite=False, resume=True, progress=progress)
+                require_no_loss(target, plan)
                 take_place(store)
         except DaskDecodeError:
             raise
@@ -120,14 +130,45 @@ def convert(
                 f"Writing {address(target)} failed: {reason(error)}. What was converted so far is kept: free space or mend the "
                 "connection, and the same call goes on from there."
             ) from error
+    if plan.failed:
+        raise _failed(plan, address(target))
     return _returned(store)
 
 
-def _convert(target: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> None:
-    if claim(target, plan, overwrite=overwrite, resume=resume, progress=progress):
-        expected = fingerprints(plan.content)
-        _write(target, plan, expected, progress=progress)
-        _finalise(target, plan, expected)
+def _convert(target: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> Plan:
+    """Convert what can be; return the plan without the subjects of whom sources turned out to be damaged."""
+    claimed = claim(target, plan, overwrite=overwrite, resume=resume, progress=progress)
+    if claimed is None:
+        return plan
+    damaged = _write(target, claimed, fingerprints(claimed.content), progress=progress)
+    if damaged:
+        claimed = _leave_out(target, claimed, damaged)
+    _finalise(target, claimed, fingerprints(claimed.content))
+    return claimed
+
+
+def _leave_out(store: Store, plan: Plan, damaged: Mapping[str, Exception]) -> Plan:
+    """Go on without subjects; the next call tries them again."""
+    kept = plan.without(damaged)
+    tell_failed(damaged)
+    root = layout.read_attributes(store) or {}
+    layout.write_group(store, "", {**root, **kept.root})
+    for subject in plan.subjects:
+        if subject.subject in damaged:
+            layout.delete_node(store, subject.node)
+    return kept
+
+
+def _failed(plan: Plan, where: str) -> FailedSubjectsError:
+    n, n_all = len(plan.failed), len(plan.failed) + len(plan.subjects)
+    reasons = [f"subject {name}: {why}" for name, why in plan.root["failed"].items()]
+    shown = " ".join(reasons[:_N_NAMED]) + (f" And {n - _N_NAMED} more." if n > _N_NAMED else "")
+    error = FailedSubjectsError(
+        f"{n} of {n_all} subjects could not be converted; the others are in {where}, complete. When the sources are mended, the same call "
+        f"converts what is missing. {shown[0].upper()}{shown[1:]}"
+    )
+    error.failed = plan.root["failed"]
+    return error
 
 
 def _returned(store: StoreLike) -> Path | str | Store:
@@ -139,8 +180,8 @@ def _returned(store: StoreLike) -> Path | str | Store:
 # --- runs -------------------------------------------------------------------------------------------------------------------------
 
 
-def _write(store: Store, plan: Plan, expected: Mapping[str, str], *, progress: bool) -> None:
-    """Write all runs that are not there yet, one task a file."""
+def _write(store: Store, plan: Plan, expected: Mapping[str, str], *, progress: bool) -> dict[str, Exception]:
+    """Write all runs that are not there yet, one task a file; return what is wrong with whose sources."""
     jobs = _jobs(store, plan, expected)
     n_volumes = {job.source["path"]: job.file.header.n_volumes for job in jobs}
     last_run = {job.source["path"]: (job.nodes[-1], job.fingerprints[-1]) for job in jobs}
@@ -154,7 +195,12 @@ def _write(store: Store, plan: Plan, expected: Mapping[str, str], *, progress: b
 
     forget(n_volumes)
     with watch("Converting volumes", count, progress=progress):
-        dask.compute(*[delayed(job, pure=False, traverse=False)() for job in jobs])
+        found = dask.compute(*[delayed(attempt, pure=False, traverse=False)(job) for job in jobs])
+    damaged: dict[str, Exception] = {}
+    for job, error in zip(jobs, found, strict=True):
+        if error is not None:
+            damaged.setdefault(job.file.partitions[0].subject, error)
+    return damaged
 
 
 def _jobs(store: Store, plan: Plan, expected: Mapping[str, str]) -> list[WriteFile]:

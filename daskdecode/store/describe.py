@@ -26,9 +26,10 @@ def describe(store: StoreLike) -> dict[str, Any]:
     -------
     dict
         JSON-able: ``store``, ``format_version``, ``daskdecode_version``, ``complete``, ``missing`` (groups of runs that are not there
-        yet), ``nbytes`` (on disk) and ``subjects``: for each ``subject``, ``sessions``, ``shape``, ``affine``, ``repetition_time`` (of
-        its first run), ``n_voxels``, ``n_volumes``, ``masks`` (voxels of each that are kept), ``mask_sizes`` (voxels of each, kept or
-        not), ``labels`` (volumes of each) and ``runs``: for each ``run``, ``session``, ``task``, ``n_volumes``, ``repetition_time``,
+        yet), ``failed`` (why subjects could not be converted, by theirs), ``nbytes`` (on disk) and ``subjects``: for each ``subject``,
+        ``sessions``, ``shape``, ``affine``, ``repetition_time`` (of its first run), ``n_voxels``, ``n_volumes``, ``masks`` (voxels of each
+        that are kept), ``mask_sizes`` (voxels of each, kept or not), ``labels`` (volumes of each) and ``runs``: for each ``run``,
+        ``session``, ``task``, ``n_volumes``, ``repetition_time``,
         ``dtype``, ``slope``, ``intercept``, ``labels``, ``nbytes``, ``n_nonfinite_voxels``, ``n_constant_voxels``, ``source``. Runs that
         are missing are left out.
 
@@ -55,6 +56,7 @@ def describe(store: StoreLike) -> dict[str, Any]:
         "daskdecode_version": root["daskdecode_version"],
         "complete": root["complete"],
         "missing": missing,
+        "failed": dict(root.get("failed", {})),
         "nbytes": stored_nbytes(opened, ""),
         "subjects": [subject for subject in subjects if subject is not None],
     }

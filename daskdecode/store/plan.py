@@ -6,11 +6,12 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from daskdecode.errors import SourceError
+from daskdecode.errors import DaskDecodeError, SourceError
 from daskdecode.sources.nifti import NiftiHeader
 from daskdecode.sources.partition import Partition, SourceFile
 from daskdecode.store.layout import digest, reason, run_node, subject_node
@@ -61,18 +62,44 @@ class Plan:
     subjects : tuple of SubjectPlan
     content : dict
         As kept in the root's attributes: ``sources``, ``subjects`` and ``runs``.
+    failed : dict of str to exception
+        Subjects that cannot be converted, and why: they are not among the others.
     """
 
     subjects: tuple[SubjectPlan, ...]
     content: dict[str, Any]
+    failed: dict[str, Exception]
+
+    @property
+    def root(self) -> dict[str, Any]:
+        """What the root of the store says of the plan."""
+        return {"plan": self.content, "failed": {name: " ".join(str(error).split()) for name, error in self.failed.items()}}
+
+    def without(self, failed: Mapping[str, Exception]) -> Plan:
+        """Return the plan of the other subjects; raises the first failure where there are none."""
+        subjects = tuple(s for s in self.subjects if s.subject not in failed)
+        if not subjects:
+            raise next(iter([*self.failed.values(), *failed.values()]))
+        return Plan(subjects, restrict(self.content, {s.subject for s in subjects}), {**self.failed, **failed})
 
 
-def make_plan(files: Sequence[SourceFile], mask: Any, rois: Mapping[str, Any] | None) -> Plan:
+def make_plan(
+    files: Sequence[SourceFile], mask: Any, rois: Mapping[str, Any] | None, failed: Mapping[str, Exception] = MappingProxyType({})
+) -> Plan:
     """Plan a conversion; reads the mask images and checks them against the grids.
+
+    Parameters
+    ----------
+    files : sequence of SourceFile
+    mask, rois
+        As for :func:`daskdecode.convert`.
+    failed : mapping of str to exception
+        Subjects that cannot be converted. Those to whom a mask does not fit join them.
 
     Raises
     ------
-    GridMismatchError, SelectionError
+    DaskDecodeError
+        Of no subject there is anything to convert: what is wrong with the first.
     """
     rois = dict(rois or {})
     for name in rois:
@@ -80,11 +107,19 @@ def make_plan(files: Sequence[SourceFile], mask: Any, rois: Mapping[str, Any] | 
     by_subject: dict[str, list[SourceFile]] = {}
     for file in files:
         by_subject.setdefault(file.partitions[0].subject, []).append(file)
-    subjects = tuple(_plan_subject(name, its_files, mask, rois) for name, its_files in by_subject.items())
-    ordered = [file for subject in subjects for file in subject.files]
-    runs = [_run_entry(n, p) for n, file in enumerate(ordered) for p in file.partitions]
-    content = {"sources": [source_entry(file) for file in ordered], "subjects": [s.to_json() for s in subjects], "runs": runs}
-    return Plan(subjects, content)
+    subjects, content, wrong = [], dict[str, list[Any]](sources=[], subjects=[], runs=[]), dict(failed)
+    for name, its_files in by_subject.items():
+        try:
+            subject = _plan_subject(name, its_files, mask, rois)
+            sources, first = [source_entry(file) for file in its_files], len(content["sources"])
+            runs = [_run_entry(n, p) for n, file in enumerate(its_files, start=first) for p in file.partitions]
+        except DaskDecodeError as error:
+            wrong[name] = error
+            continue
+        subjects.append(subject)
+        for key, values in (("sources", sources), ("subjects", [subject.to_json()]), ("runs", runs)):
+            content[key] += values
+    return Plan(tuple(subjects), content, wrong).without({})
 
 
 def _plan_subject(subject: str, files: Sequence[SourceFile], mask: Any, rois: Mapping[str, Any]) -> SubjectPlan:
@@ -164,48 +199,3 @@ def by_subject(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         name: restrict({"sources": content["sources"], "subjects": [entries[name]], "runs": its_runs}, {name})
         for name, its_runs in runs.items()
     }
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first thing in which two plans differ, in words; None where they are equal."""
-    if old == new:
-        return None
-    old_files, new_files = ({source["path"]: source for source in plan["sources"]} for plan in (old, new))
-    if old_files.keys() != new_files.keys():
-        only_old, only_new = sorted(old_files.keys() - new_files.keys()), sorted(new_files.keys() - old_files.keys())
-        missing = f"{len(only_old)} of its files are not among yours ({only_old[0]})" if only_old else ""
-        added = f"{len(only_new)} of your files are not among its own ({only_new[0]})" if only_new else ""
-        return "; ".join(filter(None, (missing, added)))
-    for path, source in old_files.items():
-        if source != new_files[path]:
-            changed = [name for name in ("nbytes", "header_sha256", "mtime_ns") if source[name] != new_files[path][name]]
-            words = {"nbytes": "size", "header_sha256": "header", "mtime_ns": "time of last change"}
-            return f"{path} has changed since ({', '.join(words[name] for name in changed)})"
-    old_runs, new_runs = ({run["node"]: run for run in plan["runs"]} for plan in (old, new))
-    for node in old_runs.keys() | new_runs.keys():
-        if old_runs.get(node) != new_runs.get(node):
-            return f"labels, times, metadata or volumes of {node} are not the same"
-    return "the brain mask or the regions of interest are not the same"
-
-
-def changed_sources(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str] | None:
-    """Files that have changed and their subjects, if two plans differ in nothing else; None where they differ in more.
-
-    A changed file may have other volumes, and so other runs and labels; all else has to be the same.
-    """
-    if [source["path"] for source in old["sources"]] != [source["path"] for source in new["sources"]]:
-        return None
-    pairs = enumerate(zip(old["sources"], new["sources"], strict=True))
-    changed = {n for n, (before, after) in pairs if before != after}
-    if _unchanged(old["runs"], changed) != _unchanged(new["runs"], changed):
-        return None
-    subjects = {new["sources"][run["source"]]["path"]: run["subject"] for run in new["runs"] if run["source"] in changed}
-    for before, after in zip(old["subjects"], new["subjects"], strict=True):
-        loose = {"labels": None} if after["subject"] in subjects.values() else {}
-        if {**before, **loose} != {**after, **loose}:
-            return None
-    return subjects
-
-
-def _unchanged(runs: Sequence[Mapping[str, Any]], changed: set[int]) -> list[Mapping[str, Any]]:
-    return [run for run in runs if run["source"] not in changed]

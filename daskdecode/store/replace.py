@@ -12,8 +12,9 @@ from zarr.storage import LocalStore
 from daskdecode.errors import DaskDecodeError
 from daskdecode.store import layout
 from daskdecode.store.claim import real_path, study_attributes
+from daskdecode.store.compare import compare
 from daskdecode.store.layout import StoreLike
-from daskdecode.store.plan import Plan, changed_sources, difference
+from daskdecode.store.plan import Plan
 
 logger = logging.getLogger("daskdecode")
 
@@ -45,9 +46,7 @@ def _is_of(beside: Path, plan: Plan) -> bool:
         found = layout.require_readable(LocalStore(beside))
     except DaskDecodeError:
         return False
-    if difference(found["plan"], plan.content) is None:
-        return True
-    return not found["complete"] and changed_sources(found["plan"], plan.content) is not None
+    return compare(found, plan).other is None
 
 
 def take_place(store: StoreLike) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import dask
@@ -11,7 +11,7 @@ import numpy as np
 from dask.delayed import delayed
 from zarr.abc.store import Store
 
-from daskdecode.errors import StoreError
+from daskdecode.errors import DaskDecodeError, SelectionError, SourceError, StoreError
 from daskdecode.progress import watch
 from daskdecode.schema import MASK_PREFIX, VOXEL
 from daskdecode.store import layout
@@ -23,7 +23,9 @@ from daskdecode.store.write import is_written
 logger = logging.getLogger("daskdecode")
 
 
-def voxels_to_write(store: Store, plan: Plan, *, fresh: bool, changed: Collection[str], progress: bool) -> dict[str, np.ndarray]:
+def voxels_to_write(
+    store: Store, plan: Plan, *, fresh: bool, changed: Collection[str], progress: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Exception]]:
     """Voxels to keep, in the order on disk, of every subject whose group has to be written: found before anything is.
 
     Parameters
@@ -38,36 +40,63 @@ def voxels_to_write(store: Store, plan: Plan, *, fresh: bool, changed: Collectio
 
     Returns
     -------
-    dict of ndarray of int64
+    voxels : dict of ndarray of int64
         By the subject's node.
+    failed : dict of str to exception
+        Subjects of whom no voxel can be told, and why.
     """
     pending = [s for s in plan.subjects if fresh or s.subject in changed or not _is_written(store, s)]
-    automatic = [s for s in pending if isinstance(s.mask, str) and s.mask == "auto"]
-    tasks = [
-        delayed(find_brain, pure=False)([delayed(mean_of_first, pure=False)(f.header) for f in s.files], s.header.affine, s.subject)
-        for s in automatic
-    ]
-    with watch("Finding the brain", lambda: (0, None), progress=progress):
-        brains = dict(zip([s.node for s in automatic], dask.compute(*tasks), strict=True))
-    voxels = {}
+    brains = _brains([s for s in pending if isinstance(s.mask, str) and s.mask == "auto"], progress=progress)
+    voxels: dict[str, np.ndarray] = {}
+    failed: dict[str, Exception] = {}
     for subject in pending:
-        inside = np.ones(subject.header.shape, bool) if isinstance(subject.mask, str) else subject.mask
-        flat = np.flatnonzero(brains.get(subject.node, inside))
-        voxel = layout.morton_order(flat, subject.header.shape)
-        regions = {name: (region, select_voxels(region, voxel, name)) for name, region in subject.rois.items()}
+        try:
+            voxel = _voxels(subject, brains.get(subject.node))
+            regions = {name: (region, select_voxels(region, voxel, name)) for name, region in subject.rois.items()}
+        except DaskDecodeError as error:
+            failed[subject.subject] = error
+            continue
         if subject.subject in changed and not fresh and _is_same(store, subject, voxel):
             continue
         for name, (region, selected) in regions.items():
             tell_outside(name, subject.subject, region, selected)
         if subject.node in brains:
-            logger.info("Subject %s: mask='auto' keeps %d of %d voxels (%.0f%%).", *_kept(subject, flat))
+            logger.info("Subject %s: mask='auto' keeps %d of %d voxels (%.0f%%).", *_kept(subject, voxel))
         voxels[subject.node] = voxel
-    return voxels
+    return voxels, failed
 
 
-def _kept(subject: SubjectPlan, flat: np.ndarray) -> tuple[str, int, int, float]:
+def _brains(subjects: Sequence[SubjectPlan], *, progress: bool) -> dict[str, np.ndarray | Exception]:
+    """The brain of each subject, by its node, or what is wrong with its images."""
+    lazily = delayed(attempt, pure=False)
+    tasks = [lazily(find_brain, [lazily(mean_of_first, f.header) for f in s.files], s.header.affine, s.subject) for s in subjects]
+    with watch("Finding the brain", lambda: (0, None), progress=progress):
+        return dict(zip([s.node for s in subjects], dask.compute(*tasks), strict=True))
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; what is wrong with a source, here or in an argument, is returned and stops nobody else."""
+    listed = [item for argument in arguments for item in (argument if isinstance(argument, list) else [argument])]
+    for item in listed:
+        if isinstance(item, Exception):
+            return item
+    try:
+        return function(*arguments)
+    except (SourceError, SelectionError) as error:
+        return error
+
+
+def _voxels(subject: SubjectPlan, brain: np.ndarray | Exception | None) -> np.ndarray:
+    """Voxels to keep, in the order on disk."""
+    if isinstance(brain, Exception):
+        raise brain
+    inside = np.ones(subject.header.shape, bool) if isinstance(subject.mask, str) else subject.mask
+    return layout.morton_order(np.flatnonzero(inside if brain is None else brain), subject.header.shape)
+
+
+def _kept(subject: SubjectPlan, voxel: np.ndarray) -> tuple[str, int, int, float]:
     n_all = int(np.prod(subject.header.shape))
-    return subject.subject, len(flat), n_all, 100 * len(flat) / n_all
+    return subject.subject, len(voxel), n_all, 100 * len(voxel) / n_all
 
 
 def _is_written(store: Store, subject: SubjectPlan) -> bool:
