@@ -9,6 +9,7 @@ import psutil
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
+from daskdecode.engine.gram import table_nbytes
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
@@ -212,15 +213,19 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
         )
     data = w.n_samples * w.n_voxels * w.itemsize
     parts = _fixed_parts(w, route)
-    one = _one_selection(w, route)
+    one = _one_selection(w, route, in_memory=False)
     streamed = sum(parts.values())
     if streamed + one > allowed:
         raise MemoryBudgetError(_refusal(w, parts, one, allowed))
     # Kept as read and as scaled: the scaling of a voxel needs all its samples first.
     in_memory = streamed + one + 2 * data <= allowed
     fixed = streamed + (2 * data if in_memory else 0)
+    one = _one_selection(w, route, in_memory=in_memory)
     room = min(allowed - fixed, _BATCH_NBYTES) if in_memory else allowed - fixed
     batch = int(min(w.n_selections, max(1, room // one)))
+    if in_memory and batch > w.n_training_sets:
+        # Whole problems, since the training sets of a problem share products; and one for each core, since more take only memory.
+        batch = min(batch // w.n_training_sets, CPU_COUNT) * w.n_training_sets
     n_batches = -(-w.n_selections // batch)
     passes = 1 if in_memory else int(w.screened) + n_batches + 1
     return Plan(
@@ -255,6 +260,8 @@ def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
             f"training samples of fits ({CPU_COUNT} at a time)": 2 * 8 * w.n_samples * w.n_kept * CPU_COUNT,
             "inside the solver": w.fit_nbytes,
         }
+    if route == "gram" and w.screened:
+        parts[f"products shared between training sets ({CPU_COUNT} at a time)"] = table_nbytes(w.n_samples) * CPU_COUNT
     return parts | {f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT}
 
 
@@ -269,11 +276,13 @@ def _screening_parts(w: Workload) -> dict[str, int]:
     return {"sums for screening": 16 * w.n_sums * w.n_cells * w.n_voxels}
 
 
-def _one_selection(w: Workload, route: Route) -> int:
+def _one_selection(w: Workload, route: Route, *, in_memory: bool) -> int:
     """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
     if route != "gram":
         return 8 * 3 * w.n_samples * w.n_kept
-    return 8 * w.n_samples**2 * (1 + min(w.n_blocks, CPU_COUNT + 1))
+    # Voxels in memory are multiplied all at once, unless each training set scales them by itself.
+    n_partial = 0 if in_memory and w.screened and not w.scaled and not w.n_confounds else min(w.n_blocks, CPU_COUNT + 1)
+    return 8 * w.n_samples**2 * (1 + n_partial)
 
 
 def _reason(w: Workload, route: Route) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from daskdecode.engine import gram
 from daskdecode.engine.gram import full_gram, mirror, shared_grams
 
 RNG = np.random.default_rng(0)
@@ -17,10 +18,10 @@ def test_each_set_has_the_products_of_its_own_voxels(families, flips, dtype):
     masks[3] = False
     blocks = np.split(x, [7, 60], axis=1)
     grams = mirror(shared_grams([*blocks[:2], np.asfortranarray(blocks[2])], masks, families))
-    for gram, mask in zip(grams, masks, strict=True):
+    for found, mask in zip(grams, masks, strict=True):
         chosen = x[:, mask].astype(np.float64)
-        np.testing.assert_allclose(gram, chosen @ chosen.T, atol=1e-12)
-        np.testing.assert_array_equal(gram, gram.T)
+        np.testing.assert_allclose(found, chosen @ chosen.T, atol=1e-12)
+        np.testing.assert_array_equal(found, found.T)
 
 
 def test_all_voxels():
@@ -28,17 +29,42 @@ def test_all_voxels():
     np.testing.assert_allclose(full_gram(x.astype(np.float32)), x @ x.T, rtol=1e-5, atol=1e-5)
 
 
-def test_sets_that_share_voxels_cost_less(monkeypatch):
-    """Counted products: five sets that differ in a few voxels from forty common ones."""
-    from daskdecode.engine import gram
-
+def count_products(masks, families, monkeypatch):
     counted = []
-    inner = gram._add
-    monkeypatch.setattr(gram, "_add", lambda g, rows, voxels, factor: (counted.append(voxels.size), inner(g, rows, voxels, factor)))
-    masks = np.zeros((5, 90), dtype=bool)
-    masks[:, :40] = True
+    inner = gram._multiply
+    monkeypatch.setattr(
+        gram, "_multiply", lambda g, rows, tile, voxels: (counted.append(sum(v.size for v in voxels)), inner(g, rows, tile, voxels))
+    )
+    shared_grams([RNG.standard_normal((9, masks.shape[1]))], masks, families)
+    return sum(counted)
+
+
+def test_sets_that_share_voxels_cost_less(monkeypatch):
+    """Counted products: five sets that each add a voxel of their own to four hundred common ones, and lack another."""
+    masks = np.zeros((5, 900), dtype=bool)
+    masks[:, :400] = True
     for s in range(5):
         masks[s, s] = False
-        masks[s, 50 + s] = True
-    shared_grams([RNG.standard_normal((9, 90))], masks, [0] * 5)
-    assert sum(counted) == 40 + 5 * 2
+        masks[s, 500 + s] = True
+    assert count_products(masks, [0] * 5, monkeypatch) == 400 + 5 * 2
+
+
+def test_voxels_that_several_sets_keep_are_multiplied_once(monkeypatch):
+    """Four sets out of which each voxel is kept by two: six patterns, each of as many voxels, and no voxel twice."""
+    pairs = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]], dtype=bool)
+    masks = np.repeat(pairs.T, 500, axis=1)
+    assert count_products(masks, [0] * 4, monkeypatch) == 3000
+
+
+@pytest.mark.parametrize("n_sets", [1, 4, 7])
+@pytest.mark.parametrize("nbytes", [1, 8 * 16 * 9 * 9, 2**27])
+def test_tiles_of_samples_bound_the_memory_and_change_nothing(n_sets, nbytes, monkeypatch):
+    monkeypatch.setattr(gram, "TABLE_NBYTES", nbytes)
+    x = RNG.standard_normal((23, 900))
+    masks = (RNG.random(900) < 0.3) ^ (RNG.random((n_sets, 900)) < 0.3)
+    whole = gram.whole_grams([x[:, :100], x[:, 100:]], masks, [0] * n_sets)
+    for found, mask in zip(whole, masks, strict=True):
+        np.testing.assert_allclose(found, x[:, mask] @ x[:, mask].T, atol=1e-11)
+    widest = gram._tiles(23, 16)[0].stop
+    assert widest == 1 or 8 * 16 * widest**2 <= nbytes
+    assert gram.table_nbytes(23) <= nbytes
