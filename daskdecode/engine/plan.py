@@ -146,7 +146,7 @@ class Plan:
     @property
     def selection_nbytes(self) -> int:
         """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
-        return _one_selection(self.workload, self.route)
+        return _one_selection(self.workload, self.route, in_memory=self.in_memory)
 
     def room_nbytes(self, most: int) -> int:
         """Bytes of the budget that are left for sets of voxels; no more than ``most`` where a sweep over them reads nothing."""
