@@ -160,7 +160,7 @@ def regress_out(ds: xr.Dataset, confounds: npt.ArrayLike | pd.DataFrame) -> xr.D
     detrending left, which is what ``nilearn.signal.clean(detrend=True, confounds=...)`` does by detrending the confounds too.
     Peak memory of a task: about three times one run x one chunk of voxels in float64.
     """
-    table = _confound_table(confounds, ds.sizes[schema.TIME])
+    table = confound_table(confounds, ds.sizes[schema.TIME])
     runs = schema.run_ids(ds)
     bases = [_confound_basis(table[rows], str(name)) for name, rows in _runs(runs)]
     return _replace(ds, _project_runs(_bold(ds), runs, bases))
@@ -327,8 +327,14 @@ def _replace(ds: xr.Dataset, x: da.Array) -> xr.Dataset:
     return ds.assign({schema.BOLD: bold.copy(data=x)})
 
 
-def _confound_table(confounds: npt.ArrayLike | pd.DataFrame, n_volumes: int) -> FloatArray:
-    """Confounds as finite float64, shape (n_volumes, n_confounds)."""
+def confound_table(confounds: npt.ArrayLike | pd.DataFrame, n_volumes: int, rows: npt.NDArray[np.intp] | None = None) -> FloatArray:
+    """Confounds as finite float64, shape (n_volumes, n_confounds); of some of the volumes where ``rows`` says which.
+
+    Raises
+    ------
+    SourceError
+        If the rows are not one a volume, or a column is not numeric or (in the rows that are taken) not finite.
+    """
     frame = confounds if isinstance(confounds, pd.DataFrame) else pd.DataFrame(np.asarray(confounds))
     if len(frame) != n_volumes:
         raise SourceError(
@@ -336,13 +342,15 @@ def _confound_table(confounds: npt.ArrayLike | pd.DataFrame, n_volumes: int) -> 
         )
     if not frame.shape[1]:
         raise SourceError("Confounds have no columns: there is nothing to regress out.")
+    if rows is not None:
+        frame = frame.iloc[rows]
     for name, column in frame.items():
         if not pd.api.types.is_numeric_dtype(column.dtype):
             raise SourceError(f"Confound {name!r} is not numeric (its dtype is {column.dtype}): convert it to numbers or leave it out.")
         bad = np.flatnonzero(~np.isfinite(column.to_numpy(dtype=np.float64, na_value=np.nan)))
         if len(bad):
             raise SourceError(
-                f"Confound {name!r} is not finite in {len(bad)} of {n_volumes} rows (first: row {bad[0]}): fill the gaps "
+                f"Confound {name!r} is not finite in {len(bad)} of {len(frame)} rows (first: row {bad[0]}): fill the gaps "
                 "(fMRIPrep leaves the first row of derivatives empty; 0 is usual there) or leave the column out."
             )
     return frame.to_numpy(dtype=np.float64)

@@ -13,7 +13,7 @@ from daskdecode.engine.gram import table_nbytes
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
-Engine = Literal["auto", "dual", "direct"]
+Engine = Literal["auto", "dual", "gram", "direct"]
 
 _BLOCK_NBYTES = 128 * 2**20
 """Large enough for BLAS and few tasks, small enough to hold several."""
@@ -55,9 +55,9 @@ class Workload:
         Whether every training set scales the voxels by itself.
     n_confounds : int
         Confounds that every training set regresses out.
-    engine : {"auto", "dual", "direct"}
-        ``"dual"``: the Gram matrix, also where there are no more voxels than samples; ``"direct"``: the voxels, also where the Gram
-        matrix would do.
+    engine : {"auto", "dual", "gram", "direct"}
+        ``"dual"`` (``"gram"``): the Gram matrix, also where there are no more voxels than samples; ``"direct"``: the voxels, also where
+        the Gram matrix would do.
     """
 
     n_samples: int
@@ -82,7 +82,7 @@ class Workload:
     def route(self) -> Route:
         """What solvers see: the Gram matrix, or the voxels because they are few (columns) or because they must (direct)."""
         few = self.n_kept <= self.n_samples
-        if self.engine == "dual" or (self.engine == "auto" and not few and not self.needs_voxels):
+        if self.engine in ("dual", "gram") or (self.engine == "auto" and not few and not self.needs_voxels):
             return "gram"
         return "columns" if few else "direct"
 

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import dask.array as da
 import numpy as np
@@ -20,7 +20,7 @@ from daskdecode.data.mask import to_nifti
 from daskdecode.data.preprocess import standardize_samples
 from daskdecode.engine.crossval import CrossValidated, cross_validate
 from daskdecode.engine.design import Design, training_sets
-from daskdecode.engine.plan import Plan, Workload, block_nbytes, make_plan
+from daskdecode.engine.plan import Engine, Plan, Workload, block_nbytes, make_plan
 from daskdecode.engine.registry import Kind, Model, takes_turns
 from daskdecode.engine.solvers import decision_values
 from daskdecode.engine.sweep import VoxelBlocks
@@ -39,9 +39,10 @@ from daskdecode.models.estimators import (
 )
 from daskdecode.models.outcome import by_name, plain
 from daskdecode.models.samples import Quality, Samples, as_samples, count_bad
-from daskdecode.models.splitters import inner_splits, outer_splits
+from daskdecode.models.splitters import among, inner_splits, outer_splits
+from daskdecode.models.within import IN_FOLDS, check_confounds, check_weights, within_fold
 
-_OF_WEIGHTS = ("coef_", "std_coef_", "pattern_", "intercept_", "coef_img_", "std_coef_img_", "pattern_img_")
+_OF_WEIGHTS = ("coef_", "std_coef_", "pattern_", "intercept_", "confound_coef_", "coef_img_", "std_coef_img_", "pattern_img_")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,11 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         screening_percentile: float | None = 20,
         screening_n_features: int | None = None,
         scoring: str | Callable[..., float] | None = None,
-        standardize: Literal["zscore_run", "zscore_sample", "psc"] | None = "zscore_run",
+        standardize: Literal["zscore_run", "zscore_fold", "zscore_sample", "psc"] | None = "zscore_run",
+        confounds: str | Sequence[str] | ArrayLike | None = None,
         estimator_args: Mapping[str, Any] | None = None,
         memory_budget: str | int | None = None,
+        engine: Engine = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.estimator = estimator
@@ -95,8 +98,10 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         self.screening_n_features = screening_n_features
         self.scoring = scoring
         self.standardize = standardize
+        self.confounds = confounds
         self.estimator_args = estimator_args
         self.memory_budget = memory_budget
+        self.engine = engine
         self.progress = progress
 
     # ------------------------------------------------------------------------------------------------------ what differs
@@ -111,7 +116,16 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------------- fitting
 
-    def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        *,
+        confounds: Any = None,
+        sample_weight: ArrayLike | None = None,
+        sample_mask: ArrayLike | None = None,
+    ) -> Self:
         """Cross-validate and average the folds' best models.
 
         Parameters
@@ -123,6 +137,16 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
             Labels, or the values to regress on. Default: the dataset's ``label``.
         groups : array-like, shape (n_samples,), optional
             Runs. Default: the dataset's ``run``.
+        confounds : DataFrame or array-like, shape (n_samples, n_confounds), or names, optional
+            What each training set regresses out of every voxel, of its own samples and, with the same slopes, of the test samples; a row
+            a sample of X. Names are of variables of a dataset. Default: the parameter ``confounds``. After ``"zscore_run"``,
+            ``"zscore_sample"`` and ``"psc"``, before ``"zscore_fold"``.
+        sample_weight : array-like of float, shape (n_samples,), optional
+            Weights of samples in the fits, as scikit-learn's estimators take them (svc: factors of C). Screening, scaling, confounds and
+            scores do not know them.
+        sample_mask : array-like of bool, shape (n_samples,), or of int, optional
+            Samples to take, as a mask or by number. The others neither train, test nor scale. Everything else that is given, also a list of
+            folds, counts the samples of X, and so do the results.
 
         Returns
         -------
@@ -138,23 +162,28 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         MemoryBudgetError
             With the arithmetic, where even the smallest steps exceed ``memory_budget``.
         """
-        samples, question, design, plan, blocks = self._prepare(X, y, groups)
+        samples, question, design, plan, blocks = self._prepare(
+            X, y, groups, confounds=confounds, sample_weight=sample_weight, sample_mask=sample_mask
+        )
         samples, blocks = self._load(samples, blocks, plan)
         found, counts = cross_validate(blocks, design, plan, self.progress, also=blocks.like(samples.x).map_sum(count_bad))
         quality = Quality(*map(int, counts))
         self._keep(samples, question, design, plan, found)
         self._tell(samples, design, found)
+        self.cv_predictions_["sample"] = samples.numbers(self.cv_predictions_["sample"].to_numpy())
         self._record(samples, design, plan, quality, found)
         return self
 
-    def explain(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Plan:
+    def explain(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None, **of_samples: Any) -> Plan:
         """Say how :meth:`fit` would run on these data, without reading them: route and why, passes, memory, tasks.
 
-        Raises what :meth:`fit` would raise about labels, folds, parameters and memory.
+        Takes what :meth:`fit` takes, and raises what it would raise about labels, folds, parameters and memory.
         """
-        return self._prepare(X, y, groups)[3]
+        return self._prepare(X, y, groups, **of_samples)[3]
 
-    def _prepare(self, X: Any, y: Any, groups: Any) -> tuple[Samples, Question, Design, Plan, VoxelBlocks]:
+    def _prepare(
+        self, X: Any, y: Any, groups: Any, *, confounds: Any = None, sample_weight: Any = None, sample_mask: Any = None
+    ) -> tuple[Samples, Question, Design, Plan, VoxelBlocks]:
         """Check everything that can be checked without reading data, and lay out the work."""
         model = resolve_estimator(self.estimator, self._kind)
         build, candidates = build_and_candidates(model, self.param_grid, self.estimator_args)
@@ -164,27 +193,38 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         else:
             check_scorer(scorer, build(10, 20))
         check_choice("tune", self.tune, ["nested", "held_out"])
+        check_choice("engine", self.engine, list(get_args(Engine)))
+        check_choice("standardize", self.standardize, ["zscore_run", "zscore_fold", "zscore_sample", "psc", None])
         check_screening(self.screening_percentile, self.screening_n_features)
-        samples = as_samples(X, y, groups, self.mask)
+        of_samples = {"confounds": self._confounds(confounds), "sample_weight": sample_weight, "sample_mask": sample_mask}
+        samples = as_samples(X, y, groups, self.mask, **of_samples)
         if samples.y is None:
             raise DecodingError("There are no labels: pass y=, one label a sample.")
         question = self._question(samples)
         y, classes = (samples.y, True) if question.classes is not None else (question.targets[0], False)
-        splits = outer_splits(self.cv, y, samples.keys, classes=classes)
+        cv = among(self.cv, samples.rows, samples.n_given)
+        splits = outer_splits(cv, y, samples.keys, classes=classes)
         nested = self.tune == "nested" and len(candidates) > 1
         design = Design(
             classes=question.classes,
             targets=question.targets,
             outer=splits,
-            inner=[inner_splits(self.cv, train, y, samples.keys, classes=classes) for train, _ in splits] if nested else None,
+            inner=[inner_splits(cv, train, y, samples.keys, classes=classes) for train, _ in splits] if nested else None,
             candidates=candidates,
             build=build,
             scorer=scorer,
             screening=resolve_screening(self.screening_percentile, self.screening_n_features, samples.grid, samples.x.shape[1]),
             voxel_order=samples.voxel_order,
+            within=within_fold(self.standardize, samples),
+            sample_weight=samples.weight,
         )
+        check_confounds(design)
+        check_weights(design, self.estimator)
         blocks = VoxelBlocks(self._scale(samples), block_nbytes(self.memory_budget))
-        return samples, question, design, make_plan(_workload(blocks, design, model), self.memory_budget), blocks
+        return samples, question, design, make_plan(_workload(blocks, design, model, self.engine), self.memory_budget), blocks
+
+    def _confounds(self, given: Any) -> Any:
+        return self.confounds if given is None else given
 
     def _load(self, samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[Samples, VoxelBlocks]:
         """Read the data, where the plan keeps them in memory; else leave them lazy."""
@@ -196,25 +236,30 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
     def _scale(self, samples: Samples) -> da.Array:
         if self.standardize == "zscore_run" and samples.groups is None:
             raise DecodingError("standardize='zscore_run' needs the run of each sample: pass groups=, or standardize='zscore_sample'.")
-        return standardize_samples(samples.finite(), samples.groups, self.standardize)
+        how: Any = None if self.standardize == IN_FOLDS else self.standardize
+        return standardize_samples(samples.finite(), samples.groups, how)
 
     def _keep(self, samples: Samples, question: Question, design: Design, plan: Plan, found: CrossValidated) -> None:
         """Set the fitted attributes that both kinds have: models, scores, images."""
-        for name in (*_OF_WEIGHTS, "estimators_", "_columns"):  # of an earlier fit
+        for name in (*_OF_WEIGHTS, "estimators_", "_columns", "_preparations", "optimistic_scores_"):  # of an earlier fit
             self.__dict__.pop(name, None)
         self._rows = question.rows
         self.n_elements_ = self.n_features_in_ = int(samples.x.shape[1])
         self.screening_percentile_ = float(effective_percentile(self.screening_percentile, samples.grid, self.n_elements_))
-        self.cv_, self.plan_ = list(design.outer), plan
+        self.cv_, self.plan_ = [(samples.numbers(train), samples.numbers(test)) for train, test in design.outer], plan
+        self.confound_names_ = list(samples.confound_names)
         self.optimistic_ = self.tune == "held_out" and len(design.candidates) > 1
         scoring = self.scoring or self._default_scoring
         self.scoring_ = scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring))
         self._voxels, self._grid = samples.voxels, samples.grid
         self.cv_scores_ = {name: found.scores[:, c].tolist() for name, (c, _) in self._rows.items()}
+        if len(design.candidates) > 1:
+            self.optimistic_scores_ = {name: found.optimistic[:, c].tolist() for name, (c, _) in self._rows.items()}
         self.cv_params_ = {name: by_name([row[c] for row in found.params]) for name, (c, _) in self._rows.items()}
         if found.models is not None:
-            self.estimators_, self._columns = found.models, found.columns
+            self.estimators_, self._columns, self._preparations = found.models, found.columns, found.preparations
             return
+        self.confound_coef_ = found.slopes
         self.coef_, self.std_coef_, self.pattern_ = found.coef, found.std_coef, found.pattern
         self.intercept_ = found.intercepts.mean(axis=0)
         if samples.grid is not None:
@@ -231,7 +276,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         notes = outcome.notes(samples, design.outer, plan, quality, found)
         for note in notes:
             warnings.warn(note, stacklevel=3)
-        notes = [*notes, *outcome.scaling_note(self.standardize)]
+        notes = [*notes, *outcome.scaling_note(self.standardize), *check_confounds(design)]
         if self.optimistic_:
             notes = [*notes, "Hyperparameters were chosen on the held-out folds whose scores are reported: the scores are optimistic."]
         self.provenance_: dict[str, Any] = {
@@ -246,6 +291,11 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
             "n_folds": len(design.outer),
             "scoring": self.scoring_,
             "standardize": self.standardize,
+            "confounds": self.confound_names_,
+            "sample_weight": samples.weight is not None,
+            "n_left_out": samples.n_given - int(samples.x.shape[0]),
+            "engine": self.engine,
+            "optimistic_scores": {str(c): list(map(plain, v)) for c, v in getattr(self, "optimistic_scores_", {}).items()},
             "screening_percentile": self.screening_percentile_,
             "screening_n_features": plain(self.screening_n_features),
             "n_fits": plan.workload.n_fits,
@@ -264,19 +314,38 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         # As nilearn: there is nothing to scale a single sample by. Within runs that makes no sense, and scaling refuses it.
         alone = samples.x.shape[0] == 1 and self.standardize != "zscore_run"
         x = samples.finite() if alone else self._scale(samples)
+        confounds = self._new_confounds(samples)
         if hasattr(self, "estimators_"):
-            return self._vote(np.asarray(x.compute(), dtype=np.float64)[:, place])
+            return self._vote(np.asarray(x.compute(), dtype=np.float64)[:, place], confounds)
         weights = np.empty_like(self.coef_)
         weights[:, place] = self.coef_
-        return np.asarray(VoxelBlocks(x, block_nbytes(self.memory_budget)).times(weights).compute() + self.intercept_)
+        decision = VoxelBlocks(x, block_nbytes(self.memory_budget)).times(weights).compute() + self.intercept_
+        if self.confound_coef_ is not None:
+            decision += confounds @ self.confound_coef_.T
+        return np.asarray(decision)
 
-    def _vote(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _new_confounds(self, samples: Samples) -> NDArray[np.float64]:
+        """Confounds of new samples, (n_samples, n_confounds): as many as in the fit."""
+        known = len(self.confound_names_)
+        given = np.zeros((samples.x.shape[0], 0)) if samples.confounds is None else samples.confounds
+        if given.shape[1] != known:
+            fitted = f"with {known} confounds" if known else "without confounds"
+            raise DecodingError(f"The decoder was fitted {fitted}, but {given.shape[1]} are given for the new samples: pass confounds=.")
+        return given
+
+    def _vote(self, x: NDArray[np.float64], confounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean over folds of what their models say of samples (n_samples, n_voxels), voxels in the order of the fit."""
-        votes = [
-            [decision_values(model, np.ascontiguousarray(x[:, columns])) for model, columns in zip(models, seen, strict=True)]
-            for models, seen in zip(self.estimators_, self._columns or [], strict=True)
-        ]
+        votes: list[list[NDArray[np.float64]]] = []
+        for fold in zip(self.estimators_, self._columns or [], self._preparations or [], strict=True):
+            votes.append([])
+            for model, columns, preparation in zip(*fold, strict=True):
+                seen = np.ascontiguousarray(x[:, columns])
+                votes[-1].append(decision_values(model, seen if preparation is None else preparation(seen, confounds)))
         return np.asarray(np.mean(votes, axis=0).T)
+
+    def _new_samples(self, X: Any, y: Any, groups: Any, confounds: Any) -> Samples:
+        """What the methods for new samples are given; confounds count only where the fit had some."""
+        return as_samples(X, y, groups, self.mask, confounds=confounds if confounds is not None else self.confounds)
 
     def _place_of_voxels(self, samples: Samples) -> NDArray[np.intp]:
         """Columns of the new samples that hold the voxels of the fit, in their order."""
@@ -300,7 +369,7 @@ def _same_grid(a: xr.Dataset, b: xr.Dataset) -> bool:
     return list(a.attrs["shape"]) == list(b.attrs["shape"]) and np.allclose(a.attrs["affine"], b.attrs["affine"], atol=1e-2)
 
 
-def _workload(blocks: VoxelBlocks, design: Design, model: Model) -> Workload:
+def _workload(blocks: VoxelBlocks, design: Design, model: Model, engine: Engine) -> Workload:
     sets = training_sets(design)
     n_samples, n_voxels = blocks.shape
     screening = design.screening
@@ -322,5 +391,8 @@ def _workload(blocks: VoxelBlocks, design: Design, model: Model) -> Workload:
         block_voxels=blocks.widest,
         n_sums=2 if design.classes is not None else 3,
         needs_voxels=needs_voxels,
-        fit_nbytes=max(model.nbytes(e, n_samples, n_kept) for e in estimators) * at_once if needs_voxels else 0,
+        fit_nbytes=max(model.nbytes(e, n_samples, n_kept) for e in estimators) * at_once if needs_voxels or engine == "direct" else 0,
+        scaled=design.within is not None and design.within.scale,
+        n_confounds=0 if design.within is None else design.within.confounds.shape[1],
+        engine=engine,
     )

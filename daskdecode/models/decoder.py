@@ -21,7 +21,7 @@ from daskdecode.models import outcome
 from daskdecode.models.base import BaseDecoder, Question
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer
 from daskdecode.models.outcome import label_of, plain
-from daskdecode.models.samples import Samples, as_samples
+from daskdecode.models.samples import Samples
 
 
 class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
@@ -157,7 +157,7 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         self.cv_metrics_ = outcome.metrics(self.cv_predictions_, design.outer, y)
         self.confusion_ = outcome.confusion(self.cv_predictions_, self.classes_)
 
-    def decision_function(self, X: Any, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+    def decision_function(self, X: Any, groups: ArrayLike | None = None, confounds: Any = None) -> NDArray[np.float64]:
         """Decision values of new samples.
 
         The samples are scaled as ``standardize`` names it: ``"zscore_run"`` within each of their own runs, ``"zscore_sample"`` over all
@@ -168,19 +168,21 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         X : like that of :meth:`fit`
         groups : array-like, shape (n_samples,), optional
             Runs. Default: the dataset's ``run``; for arrays and images, all samples are taken for one run.
+        confounds : like that of :meth:`fit`
+            Of the new samples; needed where the fit had confounds.
 
         Returns
         -------
         ndarray of float64, shape (n_samples,) for two classes, else (n_samples, n_classes)
         """
         check_is_fitted(self)
-        return self._decision(as_samples(X, None, groups, self.mask))
+        return self._decision(self._new_samples(X, None, groups, confounds))
 
     def _decision(self, samples: Samples) -> NDArray[np.float64]:
         decision = self._decide(samples)
         return np.asarray(decision[:, 0] if self.classes_.size == 2 else decision)
 
-    def predict(self, X: Any, groups: ArrayLike | None = None) -> NDArray[Any]:
+    def predict(self, X: Any, groups: ArrayLike | None = None, confounds: Any = None) -> NDArray[Any]:
         """Predict labels, ``classes_[1]`` where a binary decision value is positive, else the class with the largest one.
 
         Parameters and scaling as for :meth:`decision_function`.
@@ -189,7 +191,7 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         -------
         ndarray, shape (n_samples,)
         """
-        return label_of(self.decision_function(X, groups), self.classes_)
+        return label_of(self.decision_function(X, groups, confounds), self.classes_)
 
     def _has_probabilities(self) -> bool:
         try:
@@ -198,7 +200,7 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
             return False
 
     @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
-    def predict_proba(self, X: Any, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any, groups: ArrayLike | None = None, confounds: Any = None) -> NDArray[np.float64]:
         r"""Probabilities of the classes, :math:`1 / (1 + e^{-f})` of the mean decision value over folds.
 
         Only for estimators whose decision values are log-odds (logistic, lda, gnb, and others that have probabilities but no decision
@@ -211,10 +213,10 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         ndarray of float64, shape (n_samples, n_classes)
         """
         check_is_fitted(self)
-        p = expit(self._decide(as_samples(X, None, groups, self.mask)))
+        p = expit(self._decide(self._new_samples(X, None, groups, confounds)))
         return np.hstack([1 - p, p]) if self.classes_.size == 2 else p / p.sum(axis=1, keepdims=True)
 
-    def score(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> float:
+    def score(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None, confounds: Any = None) -> float:
         """Score predictions on new samples with ``scoring``.
 
         For more than two classes, ``"accuracy"`` and ``"balanced_accuracy"`` compare labels; other scorers are averaged over the
@@ -225,7 +227,7 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         float
         """
         check_is_fitted(self)
-        samples = as_samples(X, y, groups, self.mask)
+        samples = self._new_samples(X, y, groups, confounds)
         if samples.y is None:
             raise DecodingError("There are no labels to score against: pass y=, one label a sample.")
         unknown = sorted(set(samples.y.tolist()) - set(self.classes_.tolist()), key=str)

@@ -105,7 +105,7 @@ def permutation_test(
     times = times_of(X)
     step_s = repetition_of(X, times, samples.groups)
     units = exchangeable(exchange, labels, samples.groups, times, _checked(blocks, exchange, labels.size), step_s)
-    if plan.in_memory and (design.screening is not None or path is not None):
+    if plan.in_memory and (design.screening is not None or design.within is not None or path is not None):
         samples = replace(samples, x=voxels.like(samples.x).x.persist())
         voxels = voxels.like(decoder._scale(samples)).keep()
     record = Record(target, None if target is None else fingerprint(decoder, samples, design, units, random_state))

@@ -12,11 +12,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from daskdecode.engine.crossval import CrossValidated
 from daskdecode.engine.design import Design
+from daskdecode.engine.plan import Engine
 from daskdecode.errors import DecodingError
 from daskdecode.models import outcome
 from daskdecode.models.base import BaseDecoder, Question
 from daskdecode.models.estimators import resolve_scorer
-from daskdecode.models.samples import Samples, as_samples
+from daskdecode.models.samples import Samples
 
 BETA = "beta"
 """What nilearn calls the one problem of a regression."""
@@ -34,7 +35,8 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
         ``"ridge"`` (the same as ``"ridge_regressor"``): :class:`sklearn.linear_model.RidgeCV` with 8 alphas from 0.001 to 10,000, chosen by
         leaving out one training sample at a time. ``"svr"``: :class:`sklearn.svm.SVR`, linear. ``"lasso"`` (``"lasso_regressor"``):
         :class:`sklearn.linear_model.LassoCV` with 30 alphas. ``"dummy_regressor"``: the training samples' mean.
-    mask, cv, param_grid, tune, screening_percentile, screening_n_features, standardize, estimator_args, memory_budget, progress
+    mask, cv, param_grid, tune, screening_percentile, screening_n_features, standardize, confounds, estimator_args, memory_budget, engine, \
+    progress
         As for :class:`Decoder`, but an int for ``cv`` is :class:`sklearn.model_selection.KFold`, and voxels are screened by the F-test of
         their correlation with y (:func:`sklearn.feature_selection.f_regression`).
     scoring : str or callable, optional
@@ -90,9 +92,11 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
         screening_percentile: float | None = 20,
         screening_n_features: int | None = None,
         scoring: str | Callable[..., float] | None = None,
-        standardize: Literal["zscore_run", "zscore_sample", "psc"] | None = "zscore_run",
+        standardize: Literal["zscore_run", "zscore_fold", "zscore_sample", "psc"] | None = "zscore_run",
+        confounds: str | Sequence[str] | ArrayLike | None = None,
         estimator_args: Mapping[str, Any] | None = None,
         memory_budget: str | int | None = None,
+        engine: Engine = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(
@@ -105,8 +109,10 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
             screening_n_features=screening_n_features,
             scoring=scoring,
             standardize=standardize,
+            confounds=confounds,
             estimator_args=estimator_args,
             memory_budget=memory_budget,
+            engine=engine,
             progress=progress,
         )
 
@@ -120,7 +126,7 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
         self.cv_predictions_ = outcome.regression_predictions(samples, design.outer, design.targets[0], found.decision[:, 0])
         self.cv_metrics_ = outcome.regression_metrics(self.cv_predictions_, design.outer, design.targets[0])
 
-    def predict(self, X: Any, groups: ArrayLike | None = None) -> NDArray[np.float64]:
+    def predict(self, X: Any, groups: ArrayLike | None = None, confounds: Any = None) -> NDArray[np.float64]:
         """Predict the values of new samples.
 
         The samples are scaled as ``standardize`` names it: ``"zscore_run"`` within each of their own runs, ``"zscore_sample"`` over all
@@ -131,15 +137,17 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
         X : like that of :meth:`fit`
         groups : array-like, shape (n_samples,), optional
             Runs. Default: the dataset's ``run``; for arrays and images, all samples are taken for one run.
+        confounds : like that of :meth:`fit`
+            Of the new samples; needed where the fit had confounds.
 
         Returns
         -------
         ndarray of float64, shape (n_samples,)
         """
         check_is_fitted(self)
-        return np.asarray(self._decide(as_samples(X, None, groups, self.mask))[:, 0])
+        return np.asarray(self._decide(self._new_samples(X, None, groups, confounds))[:, 0])
 
-    def score(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> float:
+    def score(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None, confounds: Any = None) -> float:
         """Score predictions of new samples with ``scoring``.
 
         Returns
@@ -147,7 +155,7 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
         float
         """
         check_is_fitted(self)
-        samples = as_samples(X, y, groups, self.mask)
+        samples = self._new_samples(X, y, groups, confounds)
         scorer = resolve_scorer(self.scoring, self._default_scoring)
         return float(scorer(_Predicted(), self._decide(samples), _numbers(samples.y)))
 

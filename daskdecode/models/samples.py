@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from daskdecode import schema
 from daskdecode.data.mask import apply_mask
-from daskdecode.errors import DecodingError, GridMismatchError, SelectionError, SourceError
+from daskdecode.data.preprocess import confound_table
+from daskdecode.errors import DecodingError, GridMismatchError, SelectionError, SourceError, nearest
 from daskdecode.models.splitters import natural_order
 from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, voxel_file_order
 from daskdecode.store.masks import load_mask
@@ -55,6 +56,14 @@ class Samples:
         Flat indices of the voxels, where they are known.
     source : dict
         Where the data came from, for the record.
+    confounds : ndarray of float64, shape (n_samples, n_confounds), or None
+    confound_names : list of str
+    weight : ndarray of float64, shape (n_samples,), or None
+        Weight of each sample in the fits.
+    rows : ndarray of int, shape (n_samples,), or None
+        Which samples of X these are, where some were left out.
+    n_given : int
+        Samples of X.
     """
 
     x: da.Array
@@ -64,6 +73,16 @@ class Samples:
     grid: xr.Dataset | None = None
     voxels: NDArray[np.int64] | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    confounds: NDArray[np.float64] | None = None
+    confound_names: list[str] = field(default_factory=list)
+    weight: NDArray[np.float64] | None = None
+    rows: NDArray[np.intp] | None = None
+
+    n_given: int = 0
+
+    def numbers(self, samples: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Numbers that samples have in X."""
+        return samples if self.rows is None else self.rows[samples]
 
     @property
     def voxel_order(self) -> NDArray[np.intp]:
@@ -88,7 +107,16 @@ def count_bad(x: NDArray[Any]) -> NDArray[np.intp]:
     return np.array([bad.sum(), (~bad & (x == x[:1]).all(axis=0)).sum()])
 
 
-def as_samples(X: Any, y: Any = None, groups: Any = None, mask: Any = None) -> Samples:
+def as_samples(
+    X: Any,
+    y: Any = None,
+    groups: Any = None,
+    mask: Any = None,
+    *,
+    confounds: Any = None,
+    sample_weight: Any = None,
+    sample_mask: Any = None,
+) -> Samples:
     """Take any of the inputs of :meth:`daskdecode.Decoder.fit`.
 
     Parameters
@@ -100,11 +128,18 @@ def as_samples(X: Any, y: Any = None, groups: Any = None, mask: Any = None) -> S
         Default: the ``run`` of a Dataset or DataArray.
     mask : str, path, image or array, optional
         For a Dataset what :func:`daskdecode.apply_mask` takes; for NIfTI an image or path.
+    confounds : str, sequence of str, DataFrame or array-like, shape (n_samples, n_confounds), optional
+        Names are of variables or coordinates of a Dataset or DataArray along its samples.
+    sample_weight : array-like of float, shape (n_samples,), optional
+    sample_mask : array-like of bool, shape (n_samples,), or of int, optional
+        Samples to take; all others are as if they were not in X.
 
     Raises
     ------
     DecodingError
-        Lengths differ, X is not 2-D, or its type is not known.
+        Lengths differ, X is not 2-D, or its type is not known; weights that are no weights, a mask that is none.
+    SourceError
+        Confounds that are not one row a sample, not numeric or not finite.
     SelectionError
         The mask is missing, empty, or on another grid.
     """
@@ -117,21 +152,84 @@ def as_samples(X: Any, y: Any = None, groups: Any = None, mask: Any = None) -> S
             raise DecodingError(f"mask= needs a grid, but X is a {type(X).__name__}: pass a Dataset or NIfTI, or select the columns of X.")
         found = _from_dataarray(X) if isinstance(X, xr.DataArray) else _from_array(X)
     n_samples = found.x.shape[0]
+    found = replace(found, n_given=n_samples)
+    rows = None if sample_mask is None else _rows(sample_mask, n_samples)
+    if rows is not None:
+        taken: dict[str, Any] = {name: None if (a := getattr(found, name)) is None else a[rows] for name in ("y", "groups", "keys")}
+        found = replace(found, x=found.x.rechunk({0: -1})[rows], rows=rows, **taken)
     if y is not None:
-        found = replace(found, y=_per_sample("y", y, n_samples))
+        found = replace(found, y=_per_sample("y", y, n_samples, rows))
     if groups is not None:
-        keys = _per_sample("groups", groups, n_samples)
+        keys = _per_sample("groups", groups, n_samples, rows)
         found = replace(found, groups=keys.astype(str), keys=keys)
+    if sample_weight is not None:
+        found = replace(found, weight=_weights(_per_sample("sample_weight", sample_weight, n_samples, rows)))
+    if confounds is not None:
+        table = _named(X, confounds)
+        names = [str(name) for name in table] if isinstance(table, pd.DataFrame) else []
+        values = confound_table(table, n_samples, rows).astype(np.float64)
+        found = replace(found, confounds=values, confound_names=names or [f"confound {n + 1}" for n in range(values.shape[1])])
+    n_samples = found.x.shape[0]
     if not n_samples or not found.x.shape[1]:
         raise SelectionError(f"X has {n_samples} samples and {found.x.shape[1]} voxels: nothing to decode.")
     return found
 
 
-def _per_sample(name: str, given: Any, n_samples: int) -> NDArray[Any]:
-    """One value a sample, none missing."""
+def _rows(sample_mask: Any, n_samples: int) -> NDArray[np.intp]:
+    """Numbers of the samples that a mask takes, in their order in X."""
+    given = np.asarray(sample_mask)
+    if given.dtype == bool:
+        if given.shape != (n_samples,):
+            raise DecodingError(
+                f"sample_mask has shape {given.shape} but X has {n_samples} samples: one value a sample, or sample numbers."
+            )
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise DecodingError(f"sample_mask must hold booleans, one a sample, or sample numbers; found {given.dtype} of shape {given.shape}.")
+    rows, counts = np.unique(given.astype(np.intp), return_counts=True)
+    wrong = rows[(rows < 0) | (rows >= n_samples) | (counts > 1)]
+    if wrong.size:
+        raise DecodingError(
+            f"sample_mask names sample {wrong[0]} more than once, or there is none: sample numbers go from 0 to {n_samples - 1}."
+        )
+    return np.asarray(rows)
+
+
+def _weights(given: NDArray[Any]) -> NDArray[np.float64]:
+    if given.dtype.kind not in "iufb":
+        raise DecodingError(f"sample_weight must hold numbers; found {given.dtype}.")
+    weight = given.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(weight) | (weight < 0))
+    if bad.size:
+        raise DecodingError(f"sample_weight must be finite and not negative, but sample {bad[0]} has {weight[bad[0]]}.")
+    return weight
+
+
+def _named(X: Any, confounds: Any) -> Any:
+    """Table of the variables of X that confounds name; confounds that are no names, as they are."""
+    names = [confounds] if isinstance(confounds, str) else confounds
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        return confounds
+    if not isinstance(X, xr.Dataset | xr.DataArray):
+        raise DecodingError(
+            f"confounds={names!r} names variables, but X is a {type(X).__name__}: pass a Dataset, or the values themselves."
+        )
+    known = X.variables if isinstance(X, xr.Dataset) else X.coords
+    along = X[schema.BOLD].dims[0] if isinstance(X, xr.Dataset) else X.dims[0]
+    along = schema.TIME if schema.TIME in X.dims else along
+    fitting = [str(name) for name in known if known[name].dims == (along,)]
+    for name in names:
+        if name not in fitting:
+            raise DecodingError(f"X has no variable {name!r} along {along}. {nearest(name, fitting)}")
+    return pd.DataFrame({name: np.asarray(X[name].values) for name in names})
+
+
+def _per_sample(name: str, given: Any, n_samples: int, rows: NDArray[np.intp] | None = None) -> NDArray[Any]:
+    """One value a sample (those in ``rows``), none missing."""
     values: NDArray[Any] = np.asarray(given)
     if values.ndim != 1 or values.size != n_samples:
         raise DecodingError(f"{name} has shape {values.shape} but X has {n_samples} samples: {name} needs one value a sample.")
+    values = values if rows is None else values[rows]
     missing = np.flatnonzero(pd.isna(values))
     if missing.size:
         raise DecodingError(f"{name} is missing for {missing.size} samples (the first is sample {missing[0]}): leave those samples out.")

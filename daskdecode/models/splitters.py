@@ -87,6 +87,26 @@ def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | N
     return found
 
 
+def among(cv: Any, rows: Ints | None, n_samples: int) -> Any:
+    """Folds given as sample numbers of X, as folds of the samples ``rows`` that are taken; any other rule for cv as it is.
+
+    Parameters
+    ----------
+    cv : "run", int, splitter or iterable
+    rows : ndarray of int, or None
+        Samples of X that are taken; None: all.
+    n_samples : int
+        Samples of X.
+    """
+    listed = isinstance(cv, PredefinedSplit) or (not isinstance(cv, str | int | np.integer) and not hasattr(cv, "split"))
+    if rows is None or not listed:
+        return cv
+    place = np.full(n_samples, -1)
+    place[rows] = np.arange(rows.size)
+    pairs = _split(list(cv.split()) if isinstance(cv, PredefinedSplit) else _splitter(cv, True), np.zeros(n_samples), None)
+    return [tuple(part[part >= 0] for part in (place[train], place[test])) for train, test in pairs]
+
+
 def mixes_groups(splits: Sequence[Split], groups: NDArray[Any] | None) -> int:
     """Count the folds whose training and test samples share a run: their scores profit from noise that lasts over a run."""
     if groups is None:
