@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
 
 FIELD_OF_VIEW_MM = (192.0, 192.0, 126.0)
+STANDARD_BRAIN_MM3 = 1_882_989  # to which nilearn's percentage of voxels refers
 NOISE_SD, BACKGROUND_SD = 12.0, 2.0
+
+
+class Images(NamedTuple):
+    """A study in memory: 4-D image, mask, label and run of each volume."""
+
+    img: Any
+    mask: Any
+    y: np.ndarray
+    groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,3 +117,24 @@ def convert_study(study: Study, store: Path) -> None:
 def block_labels(n_classes: int, repeats: int) -> list[str]:
     """Labels of a run: a block a class."""
     return [f"c{c}" for c in range(n_classes) for _ in range(repeats)]
+
+
+def images_in_memory(n_classes: int, n_runs: int, repeats: int, n_voxels: int, signal: float = 0.3, seed: int = 0) -> Images:
+    """Noise with a weak pattern in 50 voxels a class, as images in memory.
+
+    The grid's voxels are of a size that makes the mask as large as a standard brain, so that screening keeps 20 per cent of any number.
+    """
+    rng = np.random.default_rng(seed)
+    y = np.tile(np.repeat([f"c{c}" for c in range(n_classes)], repeats), n_runs)
+    shape = (40, 40, -(-n_voxels // 1600))
+    mask = np.zeros(shape, dtype=np.uint8)
+    mask.ravel()[:n_voxels] = 1
+    data = np.zeros((*shape, y.size), dtype=np.float32)
+    flat = data.reshape(-1, y.size)
+    flat[:n_voxels] = rng.standard_normal((n_voxels, y.size), dtype=np.float32)
+    for c in range(n_classes):
+        flat[50 * c : 50 * (c + 1)] += signal * (y == f"c{c}")
+    zoom = (STANDARD_BRAIN_MM3 / n_voxels) ** (1 / 3)
+    affine = np.diag([zoom, zoom, zoom, 1.0])
+    groups = np.repeat(np.arange(n_runs), n_classes * repeats)
+    return Images(nib.Nifti1Image(data, affine), nib.Nifti1Image(mask, affine), y, groups)
