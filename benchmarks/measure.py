@@ -1,14 +1,15 @@
 """What a function costs, in a process of its own: processor and wall seconds, and the peak of memory above what importing took.
 
-Import this before NumPy: BLAS is held to one thread a core of Dask's.
+Import this before NumPy: BLAS is held to one thread, as Dask has one a core.
 """
 
 from __future__ import annotations
 
 import os
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import ctypes
 import gc
@@ -52,7 +53,7 @@ class Cost:
 def cost(function: Callable[..., Any], *args: Any, warm_up: Callable[[], Any] | None = None) -> Cost:
     """Call ``function(*args)`` in a new process, after ``warm_up()``, which imports and compiles and is not counted.
 
-    Both are functions of a module, and what is returned can be pickled. One error in the process is raised here.
+    Both are functions of a module, and what is returned can be pickled. An error there is raised here.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measured, function, args, warm_up).result()

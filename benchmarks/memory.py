@@ -47,8 +47,9 @@ def explain(store: str, options: dict[str, Any]) -> str:
 
 def import_ours() -> None:
     """Import and compile."""
-    import daskdecode as dd
     import numpy as np
+
+    import daskdecode as dd
 
     x = np.random.default_rng(0).standard_normal((24, 400))
     dd.Decoder("svc", screening_percentile=50).fit(x, ["a", "b"] * 12, np.repeat([0, 1, 2, 3], 6))

@@ -15,16 +15,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from measure import cost, machine
 import numpy as np
+from measure import cost, machine
 from study import Study, block_labels, convert_study, write_study
 
 
 def ours(store: str, estimator: str, labels: list[str]) -> dict[str, Any]:
     """Decode the region of a store; scores, and what was read."""
+    from zarr.storage import LocalStore
+
     import daskdecode as dd
     from daskdecode.testing import CountingStore
-    from zarr.storage import LocalStore
 
     counting = CountingStore(LocalStore(store))
     ds = dd.select_labels(dd.open_subject(counting), labels)
@@ -97,7 +98,9 @@ def main() -> None:
     scores = [(s, t) for c, theirs_ in b.value["scores"].items() for s, t in zip(a.value["scores"][c], theirs_, strict=True)]
     print(f"ratio      {b.cpu_s / a.cpu_s:9.1f}       {b.wall_s / a.wall_s:9.1f}   {b.peak_nbytes / a.peak_nbytes:8.1f}", end="")
     print(f"    {b.value['read'] / a.value['read']:8.1f}")
-    print(f"mean score {sum(s for s, _ in scores) / len(scores):.4f}; largest difference of a score {max(abs(s - t) for s, t in scores):.2g}")
+    print(
+        f"mean score {sum(s for s, _ in scores) / len(scores):.4f}; largest difference of a score {max(abs(s - t) for s, t in scores):.2g}"
+    )
 
 
 if __name__ == "__main__":

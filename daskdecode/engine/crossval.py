@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -22,9 +23,10 @@ from daskdecode.engine.design import Design, Split, TrainingSet, training_sets
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Bools, Floats, Ints, Screening
 from daskdecode.engine.plan import Plan
+from daskdecode.engine.ranking import Rank, cell_scores, n_candidates
 from daskdecode.engine.solvers import Fits, Params, Problem
 from daskdecode.engine.sweep import VoxelBlocks
-from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, prepare
+from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, prepare, screening_scores
 
 Progress = Callable[[int, int], None]
 
@@ -111,15 +113,17 @@ def cross_validate(
 
 def _screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
     """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels)."""
-    cells, lessons = design.cells([s.train for s in sets]), design.lessons(sets)
+    n_voxels, n_classes = blocks.shape[1], len(design.targets)
+    trains, lessons = [s.train for s in sets], design.lessons(sets)
     if lessons is None:
-        sums, also = dask.compute(blocks.sums(cells), also)
+        scores = partial(cell_scores, trains=trains, cells=design.cells(trains), f_scores=design.f_scores)
     else:
-        every, also = dask.compute(fold_sweep.screening_scores(blocks, lessons, cells, design.f_scores), also)
-    masks = np.zeros((len(sets), len(design.targets), blocks.shape[1]), dtype=bool)
-    for s, fold in enumerate(sets):
-        for c, scores in enumerate(design.f_scores(sums, cells, fold.train) if lessons is None else every[s]):
-            masks[s, c, design.voxel_order] = screening.keep(scores[design.voxel_order])
+        scores = partial(screening_scores, lessons=lessons, cells=design.cells(trains), f_scores=design.f_scores)
+    rank = Rank(scores, n_candidates(screening, n_voxels), last=screening.n_features is not None)
+    candidates, also = dask.compute(blocks.accumulate(rank, np.argsort(design.voxel_order)), also)
+    masks = np.zeros((len(sets), n_classes, n_voxels), dtype=bool)
+    for s, c in np.ndindex(len(sets), n_classes):
+        masks[s, c, design.voxel_order] = candidates.choose(screening, s * n_classes + c, n_voxels)
     return masks, also
 
 

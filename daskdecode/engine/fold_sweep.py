@@ -12,18 +12,10 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from daskdecode.engine import within_fold
 from daskdecode.engine.gram import mirror
 from daskdecode.engine.moments import Bools, Cells, Floats
 from daskdecode.engine.sweep import VoxelBlocks, tree_sum
-from daskdecode.engine.within_fold import FScores, Lesson, weighted_coefficients, weighted_grams
-
-
-def screening_scores(blocks: VoxelBlocks, lessons: Sequence[Lesson], cells: Cells, f_scores: FScores) -> Delayed:
-    """:func:`daskdecode.engine.within_fold.screening_scores` of all voxels, lazily; (n_sets, n_problems, n_voxels) float64."""
-    shared = dask.delayed(list(lessons), pure=False, traverse=False)
-    joined: Delayed = dask.delayed(np.concatenate)(_each(blocks, _screen, None, shared, cells, f_scores), axis=-1)
-    return joined
+from daskdecode.engine.within_fold import Lesson, weighted_coefficients, weighted_grams
 
 
 def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], masks: Bools | None) -> list[Delayed]:
@@ -67,10 +59,6 @@ def _each(blocks: VoxelBlocks, function: Any, columnwise: NDArray[Any] | None, *
     parts = blocks.x.to_delayed(optimize_graph=False).ravel()
     slices = [None if columnwise is None else columnwise[..., lo:hi] for lo, hi in pairwise(blocks.bounds)]
     return [task(part, columns, *shared) for part, columns in zip(parts, slices, strict=True)]
-
-
-def _screen(x: NDArray[np.floating], _: None, lessons: Sequence[Lesson], cells: Cells, f_scores: FScores) -> Floats:
-    return within_fold.screening_scores(x, lessons, cells, f_scores)
 
 
 def _grams_of_block(x: NDArray[np.floating], masks: Bools | None, lessons: Sequence[Lesson], cells: Cells, which: Sequence[int]) -> Floats:

@@ -7,7 +7,7 @@ with X.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +86,10 @@ class Cells:
         x = np.asarray(x, dtype=np.float64)
         sums = [indicator @ x, indicator @ np.square(x)]
         return np.stack(sums if self.target is None else [*sums, (indicator * self.target) @ x])
+
+
+FScores = Callable[[Floats, Cells, Ints], Floats]
+"""``f_scores(sums, cells, train) -> (n_problems, n_voxels)``: a test of every voxel from the sums of :meth:`Cells.sums`."""
 
 
 def f_statistic(total: Floats, positive: Floats, squares: Floats, n_total: int, n_positive: int) -> Floats:

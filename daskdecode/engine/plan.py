@@ -10,6 +10,7 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
 from daskdecode.engine.gram import table_nbytes
+from daskdecode.engine.ranking import NBYTES
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
@@ -251,7 +252,7 @@ def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
     weights = 8 * w.n_folds * w.n_classes * (w.n_candidates * 3 * w.n_samples + w.block_voxels * CPU_COUNT)
     parts = {
         f"blocks of voxels ({CPU_COUNT} at a time)": (3 * wide + prepared) * min(CPU_COUNT, w.n_blocks),
-        **_screening_parts(w),
+        "screening": _screening(w) if w.screened else 0,
         "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
         "weights": weights + 8 * 4 * w.n_classes * w.n_voxels,
     }
@@ -265,15 +266,11 @@ def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
     return parts | {f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT}
 
 
-def _screening_parts(w: Workload) -> dict[str, int]:
-    """Bytes of what screening compares: sums of cells (twice, while they are joined), or F of every training set and problem."""
-    if not w.screened:
-        return {}
-    if w.scaled or w.n_confounds:
-        scores = 8 * w.n_training_sets * w.n_classes
-        sums = 8 * w.n_sums * w.n_cells * w.block_voxels * 2 * min(CPU_COUNT, w.n_blocks)
-        return {"F statistics for screening": 2 * scores * w.n_voxels + sums}
-    return {"sums for screening": 16 * w.n_sums * w.n_cells * w.n_voxels}
+def _screening(w: Workload) -> int:
+    """Bytes of candidates, before and after a block is added to them; of blocks being scored; and of a selection being made."""
+    scored = NBYTES * w.n_selections + 8 * (2 * w.n_sums * w.n_cells + w.n_classes)
+    in_blocks = scored * w.block_voxels * min(CPU_COUNT + 1, w.n_blocks)
+    return NBYTES * w.n_selections * 2 * min(w.n_kept + 2, w.n_voxels) + in_blocks + 8 * 6 * w.n_voxels
 
 
 def _one_selection(w: Workload, route: Route, *, in_memory: bool) -> int:

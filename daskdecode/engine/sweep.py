@@ -6,7 +6,9 @@ active does the work.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +20,7 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from daskdecode.engine.gram import full_gram, mirror, shared_grams, whole_grams
-from daskdecode.engine.moments import Bools, Cells, Floats, Ints
+from daskdecode.engine.moments import Bools, Floats, Ints
 
 
 class VoxelBlocks:
@@ -74,11 +76,6 @@ class VoxelBlocks:
             for block, (lo, hi) in zip(blocks, pairwise(self.bounds), strict=True)
         ]
 
-    def sums(self, cells: Cells) -> Delayed:
-        """Sums and sums of squares over cells, lazily; (2, n_cells, n_voxels) float64."""
-        joined: Delayed = dask.delayed(np.concatenate)(self._map(cells.sums), axis=-1)
-        return joined
-
     def grams(self, masks: Bools | None, families: Sequence[int] = ()) -> list[Delayed]:
         """Gram matrices of several sets of voxels, lazily.
 
@@ -131,6 +128,15 @@ class VoxelBlocks:
         parts: list[Any] = self._map(function)
         join = dask.delayed(np.concatenate)
         return [join([part[i] for part in parts], axis=-1) for i in range(n)]
+
+    def accumulate(self, function: Any, columnwise: NDArray[Any]) -> Delayed:
+        """Sum of ``function(block, part)`` over the blocks, lazily, one after another: what is large as a sum is there once.
+
+        ``part`` is the block's share of an array with one column a voxel.
+        """
+        add = dask.delayed(operator.add, pure=False)
+        total: Delayed = reduce(add, self._map(function, columnwise))
+        return total
 
     def map_sum(self, function: Any) -> Delayed:
         """Sum of ``function(block)`` over the blocks, lazily."""

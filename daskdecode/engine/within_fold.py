@@ -12,7 +12,7 @@ that a model needs is :math:`T (X S^{-2} X') T'`, and its weights lead back to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
 
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
-from daskdecode.engine.moments import Bools, Cells, Floats, Ints
+from daskdecode.engine.moments import Bools, Cells, Floats, FScores, Ints
 from daskdecode.engine.solvers import Fits, Problem
-
-FScores = Callable[[Floats, Cells, Ints], Floats]
 
 _REDUNDANT = 1e-8
 """Directions of the confounds smaller than this, relative to the largest, are what rounding leaves of redundant ones."""

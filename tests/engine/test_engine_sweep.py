@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdecode.engine.moments import Cells
 from daskdecode.engine.sweep import VoxelBlocks
 
 RNG = np.random.default_rng(0)
@@ -21,7 +20,6 @@ def test_sweeps_do_not_depend_on_chunks_or_blocks(columns, rows, block):
     blocks = VoxelBlocks(da.from_array(X, chunks=(rows, columns)), block_nbytes=8 * 14 * block)
     weights = RNG.standard_normal((2, 53))
     dual = RNG.standard_normal((4, 3, 14))
-    cells = Cells.of([np.arange(9)], np.arange(14) % 2)
     with dask.config.set(scheduler="synchronous"):
         np.testing.assert_allclose(blocks.grams(None)[0].compute(), X @ X.T, rtol=1e-12, atol=1e-12)
         for each in (blocks, blocks.keep()):
@@ -29,7 +27,7 @@ def test_sweeps_do_not_depend_on_chunks_or_blocks(columns, rows, block):
                 np.testing.assert_allclose(gram, X[:, mask] @ X[:, mask].T, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(blocks.times(weights).compute(), X @ weights.T, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(blocks.project(X[:, :2]).compute(), X.T @ X[:, :2], rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(blocks.sums(cells).compute(), cells.sums(X), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(blocks.accumulate(lambda x, w: x @ w.T, weights).compute(), X @ weights.T, rtol=1e-12, atol=1e-12)
         every = (dual.reshape(-1, 14) @ X).reshape(4, 3, 53) * MASKS
         np.testing.assert_allclose(blocks.ensemble(dual, MASKS[None]).compute(), [every.mean(0), every.std(0)], rtol=1e-10, atol=1e-12)
 
