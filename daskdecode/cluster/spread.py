@@ -94,6 +94,8 @@ def _outcome(future: Any) -> Any:
         return future.result()
     except Exception as error:
         return error
+    finally:
+        future.release()  # or it would be done again, should the worker that holds it die
 
 
 def _most_on_a_host(workers: Mapping[str, int]) -> int:

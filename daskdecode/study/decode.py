@@ -209,10 +209,10 @@ def _done(stored: Mapping[str, StoredSubject], question: Question, folder: Path 
     if folder is None:
         return found
     for name, subject in stored.items():
-        outcome = Kept(folder, name, question.session).done()
+        kept = Kept(folder, name, question.session)
         # A mask that cannot be read, a store that is damaged: decoding says so, and records it.
         with contextlib.suppress(Exception):
-            if outcome is not None and outcome["fingerprint"] == question.fingerprint(subject):
+            if kept.exists and (outcome := kept.done(question.fingerprint(subject))) is not None:
                 found[name] = outcome
     if found:
         logger.info("%d subjects are decoded already.", len(found))

@@ -59,14 +59,23 @@ class Kept:
                 other.unlink(missing_ok=True)
         return path
 
-    def done(self) -> dict[str, Any] | None:
-        """Return the outcome, if the subject was decoded and all its files are still there."""
+    def done(self, fingerprint: str) -> dict[str, Any] | None:
+        """Return the outcome, if the subject was decoded just so and all its files are still there."""
         try:
             outcome: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            whole = outcome["status"] == "done" and all((self.results / name).is_file() for name in outcome["files"])
+            whole = (
+                outcome["status"] == "done"
+                and outcome["fingerprint"] == fingerprint
+                and all((self.results / name).is_file() for name in outcome["files"])
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return outcome if whole else None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a record at all."""
+        return self._path.exists()
 
     @property
     def _path(self) -> Path:
@@ -75,7 +84,8 @@ class Kept:
 
 def failure(subject: str, error: BaseException) -> dict[str, Any]:
     """Return the outcome of a subject that could not be decoded."""
-    if type(error).__name__ == "KilledWorker":  # of distributed, which only the room of the cluster knows
+    kind = type(error).__name__
+    if kind == "KilledWorker":  # of distributed, which only the room of the cluster knows
         error = DaskDecodeError(
             "The workers that decoded it were killed, one after another: most often because memory ran out. Give memory_budget=, a mask, "
             "or workers with more memory; the log of a worker says why it was killed."
@@ -83,10 +93,10 @@ def failure(subject: str, error: BaseException) -> dict[str, Any]:
     ours = isinstance(error, DaskDecodeError | OSError)
     named = isinstance(error, OSError) and error.strerror is not None
     reason = f"{error.filename or ''}: {error.strerror}".removeprefix(": ") if named else str(error)  # type: ignore[attr-defined]
-    told = " ".join((reason if ours and reason else f"{type(error).__name__}: {reason}").split())
+    told = " ".join((reason if ours and reason else f"{kind}: {reason}").split())
     # Of a fault of the code, where it is; what is wrong with data says so itself.
     where = {} if ours else {"traceback": traceback.format_exception(error)}
-    return {"subject": subject, "status": "failed", "error": type(error).__name__, "reason": told, **where}
+    return {"subject": subject, "status": "failed", "error": kind, "reason": told, **where}
 
 
 # --- what results depend on -------------------------------------------------------------------------------------------------------

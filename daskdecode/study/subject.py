@@ -114,6 +114,8 @@ class DecodeSubject:
             fingerprint = self.question.fingerprint(self.stored)
             if kept is None:
                 return self._decode(nbytes, None)
+            if (before := kept.done(fingerprint)) is not None:  # on a worker that died before it could say so
+                return before
             kept.forget()
             found = self._decode(nbytes, kept.partial(fingerprint))
             kept.keep(found | {"fingerprint": fingerprint})

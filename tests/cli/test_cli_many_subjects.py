@@ -1,0 +1,68 @@
+"""From BIDS to a table in two commands, with the faults that studies have."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+import daskdecode as dd
+
+
+@pytest.fixture
+def broken_study(tmp_path):
+    """Four subjects: one with a truncated image, one who never saw a cat, one with fewer runs."""
+    bids = dd.simulate_study(tmp_path / "bids", n_subjects=4, n_runs=3, shape=(7, 9, 8), n_blocks=1, signal=1.0)
+    image = bids / "sub-02" / "func" / "sub-02_task-objectviewing_run-03_bold.nii.gz"
+    image.write_bytes(image.read_bytes()[:-900])
+    for path in (bids / "sub-03" / "func").glob("*_events.tsv"):
+        events = pd.read_csv(path, sep="\t")
+        events[events["trial_type"] != "cat"].to_csv(path, sep="\t", index=False)
+    return bids
+
+
+def test_two_commands(broken_study, run, tmp_path):
+    store, out = tmp_path / "study.zarr", tmp_path / "results"
+    converted = run("convert", broken_study, store)
+    assert converted.exit_code == 1
+    assert "subject 02: NOT CONVERTED" in converted.stdout
+    decode = ["decode", store, "--labels", "face,cat", "--output", out, "--memory-budget", "1GB"]
+    decoded = run(*decode)
+    assert decoded.exit_code == 1, decoded.output
+    lines = decoded.stdout.splitlines()
+    assert lines[0].split() == ["subject", "folds", "roc_auc", "accuracy"]
+    assert [line.split()[0] for line in lines[1:5]] == ["01", "02", "03", "04"]
+    assert "02       failed: It could not be converted: " in lines[2]
+    assert "run-03_bold.nii.gz" in lines[2]
+    assert "03       failed: No volume has the label 'cat'" in lines[3]
+    assert lines[5].startswith("2 of 4 subjects are decoded, mean roc_auc 0.")
+    assert "Traceback" not in decoded.output
+
+    # Those that could be decoded are as they are alone.
+    for subject in ("01", "04"):
+        alone = run(*decode[:-1], "1GB", "--subject", subject, "--output", tmp_path / "alone", "--json")
+        assert alone.exit_code == 0
+        table = pd.read_csv(out / "study_subjects.tsv", sep="\t", index_col="participant_id")
+        assert table.loc[f"sub-{subject}", "score"] == json.loads(alone.stdout)["score"]["mean"]
+        for path in (tmp_path / "alone" / f"sub-{subject}").rglob("*.*"):
+            assert path.read_bytes() == (out / path.relative_to(tmp_path / "alone")).read_bytes()
+        report = f"sub-{subject}_desc-decoding_report.html"
+        assert (tmp_path / "alone" / report).read_bytes() == (out / report).read_bytes()
+
+    as_json = json.loads(run(*decode, "--json").stdout)
+    assert list(as_json["failed"]) == ["02", "03"]
+    assert [s["status"] for s in as_json["subjects"]] == ["done", "failed", "failed", "done"]
+    assert as_json["accuracy"]["mean"] == pytest.approx(table["accuracy"].mean(), rel=1e-12)
+
+
+def test_permutations(store, run, tmp_path):
+    decode = ["decode", store, "--mask", "vt", "--estimator", "ridge_classifier", "--permutations", "9", "--output", tmp_path / "out"]
+    together = run(*decode)
+    assert together.exit_code == 0, together.output
+    assert together.stdout.splitlines()[0].split() == ["subject", "folds", "roc_auc", "accuracy", "p"]
+    alone = json.loads(run(*decode, "--subject", "02", "--json").stdout)
+    assert alone["n_permutations"] == 9
+    assert f"{alone['pvalue']:.4g}" == together.stdout.splitlines()[2].split()[-1]
+    table = pd.read_csv(tmp_path / "out" / "study_subjects.tsv", sep="\t", index_col="participant_id")
+    assert table.loc["sub-02", "pvalue"] == alone["pvalue"]
