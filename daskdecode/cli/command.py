@@ -41,7 +41,7 @@ _OPTIONS: Final = {
     r"\brepetition_time=(?=[\s,.;:)]|$)": "--repetition-time",
     r"\bmemory_budget\b=?": "--memory-budget",
     r"\bscreening_percentile=(?=[\s,.;:)]|$)": "--screening-percentile",
-    r"\bn_workers=?(?=[\s,.;:)]|$)": "--n-workers",
+    r"\bn_workers=(?=[\s,.;:)]|$)": "--n-workers",
     r"\b(?:daskdecode|dd)\.convert\(source, store\)": "daskdecode convert SOURCE STORE",
 }
 """Advice of the library by regular expression, and what to type instead."""
@@ -131,7 +131,7 @@ class ComputingCommand(Command):
         self.params[-2:-2] = [
             click.Option(["--scheduler"], metavar="WHERE", help=f"Where to work: {where}.  [default: threads]"),
             click.Option(["--cluster"], metavar="FILE", help="Where to work, as a YAML file says (docs/cluster.md)."),
-            click.Option(["--n-workers"], metavar="N|MIN-MAX", callback=_worker_count, help="Workers; of threads, how many."),
+            click.Option(["--n-workers"], metavar="N|MIN-MAX", callback=worker_count, help="Workers; of threads, how many."),
         ]
 
     def _run(self, ctx: click.Context) -> Any:
@@ -163,7 +163,7 @@ def _threads(n: int | None) -> Any:
     return dask.config.set({"scheduler": "threads"} | ({} if n is None else {"num_workers": n}))
 
 
-def _worker_count(_: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
+def worker_count(_: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
     """Read ``4``, or ``1-20`` for as many between them as there is work for."""
     if value is None:
         return None

@@ -8,6 +8,7 @@ from daskdecode._version import __version__
 from daskdecode.cli.analysis import decode, demo
 from daskdecode.cli.command import Group
 from daskdecode.cli.study import convert, export, info, verify
+from daskdecode.cli.submit import cancel, driver, logs, status, submit
 
 
 @click.group(
@@ -27,5 +28,5 @@ def main() -> None:
     """
 
 
-for _command in (demo, convert, info, verify, export, decode):
+for _command in (demo, convert, info, verify, export, decode, submit, status, logs, cancel, driver):
     main.add_command(_command)

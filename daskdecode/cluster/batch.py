@@ -167,7 +167,7 @@ class _Submitted(ProcessInterface):
         try:
             await super().start()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, OSError) as error:
-            self.failures.append(_complaint(str(error)))
+            self.failures.append(complaint(str(error)))
             await ProcessInterface.start(self)
 
     async def close(self) -> None:
@@ -176,7 +176,7 @@ class _Submitted(ProcessInterface):
         await ProcessInterface.close(self)
 
 
-def _complaint(said: str) -> str:
+def complaint(said: str) -> str:
     """What a submit command wrote to stderr, out of dask-jobqueue's message, on one line."""
     found = re.search(r"stderr:\n(.*)", said, re.DOTALL)
     return " ".join((found.group(1) if found else said).split())

@@ -139,6 +139,24 @@ def _environment(given: Any) -> dict[str, str]:
     return {_name(name): _text(str(value)) for name, value in _mapping(given).items()}
 
 
+def _driver(given: Any) -> dict[str, Any]:
+    """What the job of a submission's driver is like, where that is not as a worker's."""
+    said = _mapping(given)
+    unknown = sorted(set(said) - _OF_DRIVER)
+    if unknown:
+        raise ValueError(f"some of {', '.join(sorted(_OF_DRIVER))}, but not {unknown[0]}")
+    read = {}
+    for name, value in said.items():
+        try:
+            read[name] = OPTIONS[name].read(value)
+        except ValueError as error:
+            raise ValueError(f"{error} as its {name}") from None
+    return read
+
+
+_OF_DRIVER: Final = {"threads_per_worker", "memory_limit", "walltime", "queue", "account", "directives", "resource_spec", "disk"}
+
+
 def _address(given: Any) -> str:
     if not isinstance(given, str) or not re.fullmatch(r"(tcp|tls|ws|wss|ucx|inproc|http|https)://\S+", given):
         raise ValueError("an address such as tcp://host:8786 or tls://host:8786")
@@ -169,6 +187,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "log_folder": Option(_path, BATCH),
     "interface": Option(_name, BATCH),
     "host": Option(_name, BATCH),
+    "driver": Option(_driver, BATCH),
     # of Kubernetes and gateways
     "namespace": Option(_name, frozenset({"kubernetes"})),
     "image": Option(_name, REMOTE),

@@ -82,7 +82,7 @@ def test_a_cluster_file(run, decoded, tmp_path):
     ("options", "said"),
     [
         (["--scheduler", "slrum"], "Did you mean 'slurm'"),
-        (["--scheduler", "tcp://127.0.0.1:1", "--n-workers", "2"], "n-workers means nothing"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--n-workers", "2"], "n_workers means nothing"),
         (["--cluster", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["--scheduler", "local", "--cluster", "x.yaml"], "give one of them"),
         (["--n-workers", "0"], "--n-workers"),

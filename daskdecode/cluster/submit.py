@@ -1,0 +1,312 @@
+"""Whole analyses for a batch system: a driver job that asks for workers of its own, and a small folder that says how it goes.
+
+The folder of a submission holds ``job.json`` (what was asked), ``cluster.yaml`` (where it works), ``driver.sh``, ``driver.log``, the
+logs of the workers, and, once it is so, ``started.json``, ``ended.json`` and ``cancelled.json``. Each file is written once, whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import importlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from daskdecode._version import __version__
+from daskdecode.cluster.batch import job_options, require
+from daskdecode.cluster.options import BATCH, OPTIONS
+from daskdecode.cluster.queues import SYSTEMS, job_states
+from daskdecode.cluster.spec import ClusterSpec
+from daskdecode.errors import ClusterError, ClusterSpecError, nearest
+
+LOG: Final = "driver.log"
+CLUSTER: Final = "cluster.yaml"
+_WORKERS: Final = "workers"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a submission goes.
+
+    Attributes
+    ----------
+    id, folder, command : str
+    state : str
+        ``queued``, ``running``, ``done``, ``failed``, ``cancelled``, ``lost`` (it ended without saying so: walltime, memory, a node) or
+        ``unknown`` (the batch system does not answer).
+    detail : str
+        What the batch system says, or the exit status and the last line of the log.
+    batch_id : str
+    submitted, started, ended : str or None
+        ISO 8601, UTC.
+    exit_status : int or None
+    """
+
+    id: str
+    state: str
+    detail: str
+    command: str
+    folder: str
+    batch_id: str
+    submitted: str
+    started: str | None = None
+    ended: str | None = None
+    exit_status: int | None = None
+
+
+def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, workers: bool = True) -> Status:
+    """Hand command lines to a batch system, to be run one after another; returns at once.
+
+    Parameters
+    ----------
+    commands : sequence of sequence of str
+        Arguments of ``daskdecode``, for each command. They are kept as JSON and never see a shell.
+    spec : ClusterSpec
+        A batch system; its ``driver`` says what the driver's own job is like, where that is not as a worker's.
+    jobs : Path
+        Folder in which the submission gets one of its own; every node has to see it.
+    workers : bool
+        Whether the driver asks for workers; not where the commands say themselves where to work.
+
+    Raises
+    ------
+    ClusterSpecError
+        Not a batch system, or not enough said of it.
+    ClusterError
+        The batch system refused the job. Nothing is left behind.
+    """
+    if spec.kind not in BATCH:
+        raise ClusterSpecError(
+            f"Only a batch system takes a whole analysis ({', '.join(sorted(BATCH))}), but the cluster is of the kind {spec.kind!r}: "
+            "run the command itself, with --scheduler or --cluster."
+        )
+    require(spec.kind, "dask_jobqueue", "jobqueue")
+    jobs = jobs.absolute()
+    try:
+        OPTIONS["log_folder"].read(str(jobs))
+    except ValueError as error:
+        raise ClusterSpecError(f"The folder of the jobs is {jobs}: expected {error}. Give --jobs.") from None
+    folder = _new_folder(jobs, commands[0][0])
+    try:
+        kept = spec if "log_folder" in spec.options else replace(spec, options={**spec.options, "log_folder": str(folder / _WORKERS)})
+        _write_spec(folder / CLUSTER, kept)
+        batch_id, cancel = _hand_over(spec, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    said: dict[str, Any] = {
+        "commands": [list(c) for c in commands],
+        "cwd": str(Path.cwd()),
+        "kind": spec.kind,
+        "batch_id": batch_id,
+        "cancel": cancel,
+    }
+    said |= {"workers": workers, "submitted": now(), "daskdecode_version": __version__}
+    write_json(folder / "job.json", said)
+    return status(jobs, folder.name)
+
+
+def _new_folder(jobs: Path, command: str) -> Path:
+    """A folder of its own: two submissions of one second differ by a number."""
+    stem = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{command}"
+    for n in range(100):
+        folder = jobs / (stem + (f"-{n + 1}" if n else ""))
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise ClusterError(f"There are a hundred submissions called {stem} in {jobs}: something submits in a loop.")
+
+
+def _write_spec(path: Path, spec: ClusterSpec) -> None:
+    """The description as a file again, so that later changes of the site's file do not reach what is queued."""
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in spec.options.items()}
+    path.write_text(yaml.safe_dump({"kind": spec.kind, **options}), encoding="utf-8")
+
+
+def _hand_over(spec: ClusterSpec, folder: Path) -> tuple[str, list[str]]:
+    """Submit the driver's job; return its id and the command that cancels it."""
+    system = SYSTEMS[spec.kind]
+    if shutil.which(system.submit) is None:
+        raise ClusterSpecError(f"The command {system.submit} is not here: submit where jobs of {spec.kind} are submitted.")
+    own = {**spec.options, **spec.get("driver", {}), "log_folder": str(folder)}
+    told = job_options(ClusterSpec(spec.kind, own))
+    del told["shared_temp_directory"]
+    job = getattr(importlib.import_module(f"dask_jobqueue.{spec.kind}"), system.job)(scheduler="", name="driver", **told)
+    # Paths are quoted for the shell; the commands themselves are read from job.json.
+    python, log = told["python"], shlex.quote(str(folder / LOG))
+    run = f"exec {python} -m daskdecode.cli driver {shlex.quote(str(folder))} > {log} 2>&1"
+    setup = told.get("job_script_prologue", []) if spec.kind == "htcondor" else []  # it has no lines before the command
+    job._command_template = "; ".join([*setup, run])
+    script = folder / "driver.sh"
+    script.write_text(job.job_script(), encoding="utf-8")
+    try:
+        said = asyncio.run(job._submit_job(str(script)))
+        return str(job._job_id_from_submit_output(said)), shlex.split(job.cancel_command)
+    except (RuntimeError, ValueError) as error:
+        from daskdecode.cluster.batch import complaint
+
+        raise ClusterError(f"{spec.kind} refused the job: {complaint(str(error))}. Nothing was submitted.") from error
+
+
+# --- following --------------------------------------------------------------------------------------------------------------------
+
+
+def statuses(jobs: Path) -> list[Status]:
+    """All submissions of a folder, the oldest first."""
+    return [status(jobs, path.parent.name) for path in sorted(jobs.glob("*/job.json"))]
+
+
+def status(jobs: Path, id: str) -> Status:  # noqa: A002  # what users call it
+    """How a submission goes.
+
+    Raises
+    ------
+    ClusterError
+        There is none of this name.
+    """
+    folder = folder_of(jobs, id)
+    job, started, ended = (read_json(folder / f"{name}.json") for name in ("job", "started", "ended"))
+    cancelled = (folder / "cancelled.json").exists()
+    if ended:
+        state = "done" if ended["exit_status"] == 0 else "cancelled" if cancelled else "failed"
+        detail = "" if state == "done" else f"exit status {ended['exit_status']}: {_last_line(folder)}"
+    else:
+        state, detail = _in_queue(job, folder, running=bool(started), cancelled=cancelled)
+    return Status(
+        id=id,
+        state=state,
+        detail=detail,
+        command=" -- ".join(shlex.join(command) for command in job["commands"]),
+        folder=str(folder),
+        batch_id=job["batch_id"],
+        submitted=job["submitted"],
+        started=started.get("time"),
+        ended=ended.get("time"),
+        exit_status=ended.get("exit_status"),
+    )
+
+
+def _in_queue(job: dict[str, Any], folder: Path, *, running: bool, cancelled: bool) -> tuple[str, str]:
+    """State and detail of a submission that has not said that it ended."""
+    states = job_states(SYSTEMS[job["kind"]], [job["batch_id"]])
+    if states is None:
+        return "unknown", f"{job['kind']} does not answer"
+    if (found := states.get(job["batch_id"])) is not None:
+        host = read_json(folder / "started.json").get("host", "")
+        return ("running", f"on {host}") if running else ("queued", str(found))
+    if cancelled:
+        return "cancelled", ""
+    if ended := read_json(folder / "ended.json"):  # it said so while the batch system was asked
+        return ("done" if ended["exit_status"] == 0 else "failed"), ""
+    return "lost", f"it ended without saying so (walltime, memory, a node): {_last_line(folder)}"
+
+
+def cancel(jobs: Path, id: str) -> Status:  # noqa: A002
+    """Cancel a submission; its driver cancels its workers. What was written is kept.
+
+    Raises
+    ------
+    ClusterError
+        There is none of this name, or the batch system does not do it.
+    """
+    found = status(jobs, id)
+    if found.state not in ("queued", "running", "unknown"):
+        return found
+    folder = folder_of(jobs, id)
+    job = read_json(folder / "job.json")
+    write_json(folder / "cancelled.json", {"time": now()})
+    try:
+        subprocess.run([*job["cancel"], job["batch_id"]], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        (folder / "cancelled.json").unlink()
+        said = getattr(error, "stderr", None) or str(error)
+        raise ClusterError(f"{job['kind']} did not cancel job {job['batch_id']}: {' '.join(said.split())}.") from error
+    return status(jobs, id)
+
+
+def logs(jobs: Path, id: str, *, workers: bool = False) -> list[Path]:  # noqa: A002
+    """Files of the log of the driver, or of its workers; those that are empty are left out.
+
+    Raises
+    ------
+    ClusterError
+        There is none of this name.
+    """
+    folder = folder_of(jobs, id)
+    if workers:
+        said = yaml.safe_load((folder / CLUSTER).read_text(encoding="utf-8"))
+        return _filled(Path(said["log_folder"]).glob("*"))
+    # What the batch system itself wrote tells why a driver never began.
+    return _filled([*folder.glob("*.out"), *folder.glob("*.err"), *folder.glob("*.[oe][0-9]*"), folder / LOG])
+
+
+def _filled(paths: Any) -> list[Path]:
+    return [path for path in sorted(paths) if path.is_file() and path.stat().st_size]
+
+
+def folder_of(jobs: Path, id: str) -> Path:  # noqa: A002
+    """The folder of a submission."""
+    known = [path.parent.name for path in sorted(jobs.glob("*/job.json"))]
+    if id not in known:
+        raise ClusterError(f"There is no submission {id!r} in {jobs}. {nearest(id, known[::-1])} Give --jobs where they are elsewhere.")
+    return jobs.absolute() / id
+
+
+def _last_line(folder: Path) -> str:
+    lines = [line for path in logs(folder.parent, folder.name) for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "nothing was logged"
+
+
+# --- on the node of the driver ----------------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path) -> dict[str, Any]:
+    """Say that the driver has started, go where the user was, and return what was asked."""
+    write_json(folder / "started.json", {"time": now(), "host": socket.gethostname(), "pid": os.getpid(), "python": sys.executable})
+    job = read_json(folder / "job.json", patience_s=30)
+    os.chdir(job["cwd"])
+    return job
+
+
+def end(folder: Path, exit_status: int) -> None:
+    """Say that the driver has ended."""
+    write_json(folder / "ended.json", {"time": now(), "exit_status": exit_status})
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file at once: whoever reads it finds all of it or none."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path, *, patience_s: float = 0) -> dict[str, Any]:
+    """Read a file; nothing where it is not there, unless it is worth waiting for."""
+    import time
+
+    until = time.monotonic() + patience_s
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found

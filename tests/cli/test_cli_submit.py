@@ -1,0 +1,178 @@
+"""submit, status, logs, cancel: with commands of a batch system that only write down what they are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dask_jobqueue")
+
+NASTY = "$(touch hacked); `touch hacked` && 'touch' \"hacked\" #\nnext"
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder with a site's file, and a Slurm that runs nothing; returns a function that says what it then answers of the job."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    scripts = {
+        "sbatch": 'cp "$1" "$BATCH/script"; test -e "$BATCH/refuse" && { echo "sbatch: error: no such account" >&2; exit 1; }; '
+        "echo Submitted batch job 77",
+        "squeue": 'cat "$BATCH/queue" 2>/dev/null || { echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }',
+        "scancel": 'echo "$@" >> "$BATCH/cancelled"; echo -n > "$BATCH/queue"',
+    }
+    for name, script in scripts.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("BATCH", str(tmp_path))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (work / "site.yaml").write_text(
+        "kind: slurm\nthreads_per_worker: 2\nmemory_limit: 2GB\nwalltime: 01:00:00\nsetup: [module load python]\n"
+        "driver: {memory_limit: 1GB, threads_per_worker: 1}\n"
+    )
+
+    def queue(text):
+        (tmp_path / "queue").write_text(text)
+
+    queue("77|PENDING|Resources\n")
+    return queue
+
+
+def _state(run, name):
+    return json.loads(run("status", name, "--json").stdout)
+
+
+def test_a_submission_from_queue_to_results(run, site, study, masks, tmp_path):
+    commands = ["convert", study, "s.zarr", *masks, "--", "decode", "s.zarr", "--subject", "01", "--mask", "vt", "--output", "out"]
+    result = run("submit", "--cluster", "site.yaml", "--n-workers", "1-3", "--", *commands)
+    assert result.exit_code == 0, result.output
+    name = result.stdout.strip()
+    script = (tmp_path / "script").read_text()
+    assert "#SBATCH --cpus-per-task=1\n" in script
+    assert "#SBATCH --mem=954M\n" in script
+    assert "\nmodule load python\nexec " in script
+    assert _state(run, name)["state"] == "queued"
+    assert _state(run, name)["detail"] == "PENDING (Resources)"
+    folder = Path("daskdecode-jobs") / name
+    kept = (folder / "cluster.yaml").read_text()
+    assert "kind: slurm" in kept
+    assert "n_workers:\n- 1\n- 3\n" in kept
+
+    site("77|RUNNING|None\n")
+    (folder / "cluster.yaml").write_text("kind: threads\nn_workers: 1\n")  # the test has no nodes
+    driven = run("driver", folder)
+    assert driven.exit_code == 0, driven.output
+    assert Path("out").is_dir()
+    site("")
+    found = _state(run, name)
+    assert (found["state"], found["exit_status"]) == ("done", 0)
+    assert found["submitted"] <= found["started"] <= found["ended"]
+    assert name in run("status").stdout
+
+
+def test_names_never_reach_a_shell(run, site, tmp_path):
+    result = run("submit", "--cluster", "site.yaml", "--", "decode", NASTY, "--output", NASTY)
+    assert result.exit_code == 0, result.output
+    script = (tmp_path / "script").read_text()
+    assert "hacked" not in script
+    subprocess.run(["bash", "-n", str(tmp_path / "script")], check=True)
+    job = json.loads((Path("daskdecode-jobs") / result.stdout.strip() / "job.json").read_text())
+    assert job["commands"] == [["decode", NASTY, "--output", NASTY]]
+
+
+def test_a_failing_command_ends_it_and_is_told(run, site):
+    (Path("out")).mkdir()
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "nowhere.zarr", "--", "convert", "a", "b").stdout.strip()
+    folder = Path("daskdecode-jobs") / name
+    (folder / "cluster.yaml").write_text("kind: threads\n")
+    driven = run("driver", folder)
+    assert driven.exit_code == 2
+    (folder / "driver.log").write_text(driven.stderr)
+    site("")
+    found = _state(run, name)
+    assert found["state"] == "failed"
+    assert "exit status 2: Error: " in found["detail"]
+    assert "nowhere.zarr" in found["detail"]
+    assert "$ daskdecode verify" in run("logs", name).stdout
+    assert "$ daskdecode convert" not in driven.stderr
+
+
+def test_a_driver_that_vanished_is_lost_and_one_that_cannot_be_asked_is_unknown(run, site, tmp_path):
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").stdout.strip()
+    (tmp_path / "queue").unlink()
+    assert _state(run, name)["state"] == "unknown"
+    site("")
+    assert _state(run, name)["state"] == "lost"
+    assert "walltime" in _state(run, name)["detail"]
+    assert run("logs", name).stderr == "Nothing was logged yet.\n"
+
+
+def test_cancel(run, site, tmp_path):
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").stdout.strip()
+    assert "cancelled" in run("cancel", name).stdout
+    assert (tmp_path / "cancelled").read_text() == "77\n"
+    assert _state(run, name)["state"] == "cancelled"
+    assert run("cancel", name).exit_code == 0  # again: nothing to do
+    assert (tmp_path / "cancelled").read_text() == "77\n"
+
+
+def test_a_command_that_says_itself_where_to_work_gets_no_workers(run, site):
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr", "--scheduler=threads").stdout.strip()
+    assert json.loads((Path("daskdecode-jobs") / name / "job.json").read_text())["workers"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--", "verify", "s.zarr"], "--cluster FILE or --scheduler slurm"),
+        (["--cluster", "site.yaml", "--scheduler", "slurm", "--", "verify", "s"], "one of them"),
+        (["--scheduler", "local", "--", "verify", "s.zarr"], "Only a batch system takes a whole analysis"),
+        (["--cluster", "site.yaml", "--", "decode", "s.zarr"], "Missing option '--output'"),
+        (["--cluster", "site.yaml", "--", "decode", "s.zarr", "--output", "o", "--lables", "face"], "--labels"),
+        (["--cluster", "site.yaml", "--", "info", "s.zarr"], "'info' is none that computes"),
+        (["--cluster", "site.yaml", "--", "verify", "s.zarr", "--"], "one is empty"),
+        (["--cluster", "site.yaml", "--jobs", "my jobs", "--", "verify", "s.zarr"], "Give --jobs"),
+        (["--cluster", "site.yaml"], "ARGS"),
+    ],
+)
+def test_refusals_leave_nothing(run, site, arguments, said):
+    result = run("submit", *arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert not list(Path().glob("*jobs*/*"))
+
+
+def test_a_refusal_of_the_batch_system_is_quoted_and_leaves_nothing(run, site, tmp_path):
+    (tmp_path / "refuse").touch()
+    result = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr")
+    assert result.exit_code == 2
+    assert "slurm refused the job: sbatch: error: no such account" in result.stderr
+    assert not list(Path("daskdecode-jobs").iterdir())
+
+
+def test_an_unknown_submission_is_named_with_those_that_are_known(run, site):
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").stdout.strip()
+    for command in ("status", "logs", "cancel"):
+        result = run(command, name[:-1])
+        assert result.exit_code == 2
+        assert f"Did you mean '{name}'" in result.stderr
+    assert run("status", "../" + name).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"), [("{n_workers: 2}", "but not n_workers"), ("{walltime: 5}", "five minutes.*as its walltime"), ("2", "a mapping")]
+)
+def test_what_is_said_of_the_driver_is_checked(run, site, driver, said):
+    Path("site.yaml").write_text(f"kind: slurm\ndriver: {driver}\n")
+    result = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr")
+    assert result.exit_code == 2
+
+    assert re.search(said, result.stderr)

@@ -1,0 +1,71 @@
+"""Submissions on a real Slurm: what a local run gives, driver and workers ended by cancel, a driver that is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import daskdecode as dd
+from daskdecode.cli.main import main
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command line in a folder with a site's file and a study."""
+    monkeypatch.chdir(tmp_path)
+    Path("site.yaml").write_text("kind: slurm\nn_workers: 2\nthreads_per_worker: 1\nmemory_limit: 1GB\ninterface: lo\n")
+    return lambda *args: CliRunner().invoke(main, [str(a) for a in args])
+
+
+def _state(run, name):
+    return json.loads(run("status", name, "--json").stdout)
+
+
+def test_an_analysis_gives_what_it_gives_here(slurm, run, until, tmp_path):
+    dd.simulate_study("bids", n_subjects=1, n_runs=3, shape=(7, 9, 8), n_blocks=1, signal=1.0)
+    analysis = ["convert", "bids", "s.zarr", "--mask", "none", "--", "decode", "s.zarr", "--output", "out; touch hacked", "--json"]
+    submitted = run("submit", "--cluster", "site.yaml", "--", *analysis)
+    assert submitted.exit_code == 0, submitted.output
+    name = submitted.stdout.strip()
+    until(lambda: _state(run, name)["state"] not in ("queued", "running"), 120)
+    assert _state(run, name)["state"] == "done", run("logs", name).stdout
+    log = run("logs", name).stdout
+    there = json.loads(log[log.index("\n{") :])
+    assert run("convert", "bids", "here.zarr", "--mask", "none").exit_code == 0
+    here = json.loads(run("decode", "here.zarr", "--output", "here", "--json").stdout)
+    assert there["score"] == pytest.approx(here["score"], abs=1e-10)
+    assert there["accuracy"] == pytest.approx(here["accuracy"], abs=1e-10)
+    assert {p.name for p in Path("out; touch hacked").rglob("*.nii.gz")} == {p.name for p in Path("here").rglob("*.nii.gz")}
+    assert not Path("hacked").exists()
+    until(lambda: not slurm())
+
+
+def _computing(run, until, slurm):
+    """Submit something that takes long enough, and wait until its workers are there."""
+    dd.simulate_study("bids", n_subjects=1, n_runs=3, shape=(7, 9, 8), n_blocks=1, signal=1.0)
+    dd.convert("bids", "s.zarr", mask="none", progress=False)
+    submitted = run("submit", "--cluster", "site.yaml", "--", "decode", "s.zarr", "--output", "out", "--cv", "30")
+    name = submitted.stdout.strip()
+    until(lambda: len(slurm()) == 3)
+    return name
+
+
+def test_cancel_ends_the_driver_and_its_workers(slurm, run, until):
+    name = _computing(run, until, slurm)
+    assert run("cancel", name).exit_code == 0
+    until(lambda: not slurm())
+    assert _state(run, name)["state"] == "cancelled"
+
+
+def test_a_driver_that_is_killed_is_lost_and_its_workers_end(slurm, run, until):
+    name = _computing(run, until, slurm)
+    job = _state(run, name)["batch_id"]
+    subprocess.run(["scancel", "--signal=KILL", "--full", job], check=True)
+    until(lambda: _state(run, name)["state"] == "lost")
+    until(lambda: not slurm())  # workers end by themselves once their scheduler has gone
