@@ -25,6 +25,7 @@ _WHERE = {
     "open_subject": "daskdecode.store.open",
     "add_mask": "daskdecode.store.masks",
     "select_labels": "daskdecode.data.select",
+    "balance_labels": "daskdecode.data.select",
     "apply_mask": "daskdecode.data.mask",
     "standardize": "daskdecode.data.preprocess",
     "detrend": "daskdecode.data.preprocess",
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "add_mask",
     "apply_mask",
+    "balance_labels",
     "connect",
     "convert",
     "cross_decode",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from daskdecode.data.preprocess import detrend as detrend
     from daskdecode.data.preprocess import regress_out as regress_out
     from daskdecode.data.preprocess import standardize as standardize
+    from daskdecode.data.select import balance_labels as balance_labels
     from daskdecode.data.select import select_labels as select_labels
     from daskdecode.models.decoder import Decoder as Decoder
     from daskdecode.models.interval import score_interval as score_interval
