@@ -26,6 +26,7 @@ _WHERE = {
     "add_mask": "daskdecode.store.masks",
     "select_labels": "daskdecode.data.select",
     "balance_labels": "daskdecode.data.select",
+    "assign_confounds": "daskdecode.data.confounds",
     "apply_mask": "daskdecode.data.mask",
     "standardize": "daskdecode.data.preprocess",
     "detrend": "daskdecode.data.preprocess",
@@ -57,6 +58,7 @@ __all__ = [
     "__version__",
     "add_mask",
     "apply_mask",
+    "assign_confounds",
     "balance_labels",
     "connect",
     "convert",
@@ -86,6 +88,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from daskdecode.cluster.connect import connect as connect
+    from daskdecode.data.confounds import assign_confounds as assign_confounds
     from daskdecode.data.mask import apply_mask as apply_mask
     from daskdecode.data.mask import mean_image as mean_image
     from daskdecode.data.mask import to_nifti as to_nifti

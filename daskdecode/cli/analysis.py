@@ -117,7 +117,26 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     show_default=True,
     help="Where hyperparameters are chosen: inside the training runs, or (as nilearn, optimistic) on the fold that is scored.",
 )
-@click.option("--standardize", type=click.Choice(["zscore_run", "zscore_sample", "psc", "none"]), default="zscore_run", show_default=True)
+@click.option(
+    "--standardize",
+    type=click.Choice(["zscore_run", "zscore_fold", "zscore_sample", "psc", "none"]),
+    default="zscore_run",
+    show_default=True,
+    help="Scale voxels within runs, by the training samples of each fold, or over all samples.",
+)
+@click.option(
+    "--confounds",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Table with a row a volume of the one subject: each fold regresses all columns out of the voxels.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "dual", "direct"]),
+    default="auto",
+    show_default=True,
+    help="Work on inner products (dual) or on the voxels (direct).",
+)
 @click.option("--scoring", default="roc_auc", show_default=True, help="A scikit-learn scorer, for each class against the rest.")
 @click.option(
     "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."

@@ -61,13 +61,22 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
     scoring : str or callable, optional
         A scikit-learn scorer, applied to each binary problem (class against rest). Default ``"roc_auc"``. Multiclass accuracy is in
         ``cv_metrics_`` whatever is asked here.
-    standardize : {"zscore_run", "zscore_sample", "psc", None}, default "zscore_run"
-        ``"zscore_run"``: within each run, so that nothing crosses between runs. ``"zscore_sample"``: over all samples before the split,
-        as in nilearn. See :func:`daskdecode.standardize`.
+    standardize : {"zscore_run", "zscore_fold", "zscore_sample", "psc", None}, default "zscore_run"
+        ``"zscore_run"``: within each run, so that nothing crosses between runs. ``"zscore_fold"``: by mean and standard deviation of the
+        training samples, those of inner folds included, as :class:`sklearn.preprocessing.StandardScaler` at the head of a pipeline (a
+        voxel's F does not depend on its scale, so screening is the same before and after). ``"zscore_sample"``: over all samples before
+        the split, as in nilearn. See :func:`daskdecode.standardize`.
+    confounds : str or sequence of str, optional
+        Names of variables (along ``time``) of the datasets that are decoded: each training set regresses them, and a constant, out of every
+        voxel, and the same slopes are taken from its test samples; inner folds learn their own. After scaling within runs, before
+        ``"zscore_fold"``. For values instead of names: :meth:`fit`. Not for what goes with the labels by design: it takes the signal along.
     estimator_args : dict, optional
         Further arguments of the estimator, such as ``class_weight="balanced"``.
     memory_budget : str or int, optional
         Bytes, or text such as ``"4GB"``. Default: half of the free memory.
+    engine : {"auto", "dual", "direct"}, default "auto"
+        What solvers work on. ``"dual"`` (or ``"gram"``): inner products of samples; refused for estimators that need voxels.
+        ``"direct"``: voxels. ``"auto"``: inner products where voxels outnumber samples and the estimator allows it.
     progress : callable, optional
         Called with (problems done, problems in all) as batches end.
 
@@ -76,7 +85,13 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
     classes_ : ndarray, shape (n_classes,)
         Sorted labels.
     coef_, std_coef_ : ndarray of float64, shape (1 or n_classes, n_voxels)
-        Mean and standard deviation over folds, in the order of X's voxels, for the scaled data. Screened-out voxels count as 0.
+        Mean and standard deviation over folds, in the order of X's voxels. Screened-out voxels count as 0. For the data as ``standardize``
+        scales them before the split; with ``"zscore_fold"`` that is not at all: each fold's weights are divided by its scales, w / s, and
+        its intercept becomes b - w'm / s, so that new samples need no scaling and the mean over folds is that of the folds' models.
+    confound_coef_ : ndarray of float64, shape (1 or n_classes, n_confounds), or None
+        Mean over folds of the weights on confounds, so that ``X @ coef_.T + C @ confound_coef_.T + intercept_`` decides: what a fold's
+        model would have said of voxels from which its slopes have taken C. None without ``"zscore_fold"`` and confounds.
+    confound_names_ : list of str
     intercept_ : ndarray of float64, shape (1 or n_classes,)
     pattern_ : ndarray of float64, shape (1 or n_classes, n_voxels)
         Haufe patterns, :math:`\operatorname{cov}(X, s) / \operatorname{var}(s)` with s the mean decision value over folds: where the
@@ -90,6 +105,9 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         Folds, as sample indices.
     cv_scores_ : dict of str to list of float
         Score of each fold, by class. The two classes of a binary problem share theirs.
+    optimistic_scores_ : dict of str to list of float
+        Where there were hyperparameters to choose: the score of each fold had it chosen them itself, as nilearn reports it. Beside unbiased
+        ``cv_scores_`` they show what that choice would have gained; with ``tune="held_out"`` they *are* ``cv_scores_``.
     cv_params_ : dict of str to dict of str to list
         Hyperparameters chosen in each fold, by class and name.
     cv_predictions_ : DataFrame

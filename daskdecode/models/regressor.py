@@ -58,7 +58,8 @@ class DecoderRegressor(RegressorMixin, BaseDecoder):  # type: ignore[misc]
         giving the training samples' mean.
     estimators_ : list of lists of estimators
         The folds' models, only where they have no weights; ``predict`` then gives their mean, and there is no ``coef_`` and no pattern.
-    cv_, n_elements_, n_features_in_, screening_percentile_, optimistic_, scoring_, plan_, provenance_
+    confound_coef_, confound_names_, optimistic_scores_, cv_, \
+    n_elements_, n_features_in_, screening_percentile_, optimistic_, scoring_, plan_, provenance_
         As for :class:`Decoder`.
 
     Notes

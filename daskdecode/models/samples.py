@@ -84,6 +84,10 @@ class Samples:
         """Numbers that samples have in X."""
         return samples if self.rows is None else self.rows[samples]
 
+    def confound_table(self, samples: NDArray[np.intp]) -> pd.DataFrame | None:
+        """Confounds of some samples, by name."""
+        return None if self.confounds is None else pd.DataFrame(self.confounds[samples], columns=self.confound_names)
+
     @property
     def voxel_order(self) -> NDArray[np.intp]:
         """Columns in canonical order: C order of the grid where voxels are known."""

@@ -59,7 +59,7 @@ def cross_decode(
         are read.
     """
     require_classifier(decoder, "cross_decode")
-    samples = as_samples(X, y, groups, decoder.mask)
+    samples = as_samples(X, y, groups, decoder.mask, confounds=decoder.confounds)
     if samples.y is None:
         raise DecodingError("There are no labels: pass y=, one label a sample.")
     trains, train_classes = _side("train", train, samples)
@@ -77,7 +77,7 @@ def cross_decode(
     labels = np.where(trains, train_classes, test_classes)[rows]
     folds = _folds(trains[rows], tests[rows], None if samples.groups is None else samples.groups[rows])
     found: Decoder = clone(decoder).set_params(mask=None, cv=folds)
-    found.fit(*_take(samples, rows, labels))
+    found.fit(*_take(samples, rows, labels), confounds=samples.confound_table(rows))
     found.cv_ = [(rows[a], rows[b]) for a, b in found.cv_]
     found.cv_predictions_["sample"] = rows[found.cv_predictions_["sample"]]
     return found
@@ -182,7 +182,7 @@ def temporal_generalization(
     King & Dehaene 2014, Trends in Cognitive Sciences 18:203-210.
     """
     require_classifier(decoder, "temporal_generalization")
-    samples, times = as_samples(X, y, groups, decoder.mask), times_of(X)
+    samples, times = as_samples(X, y, groups, decoder.mask, confounds=decoder.confounds), times_of(X)
     repetition_s = repetition_of(X, times, samples.groups)
     if samples.y is None:
         raise DecodingError("There are no labels: pass y=, one label a sample.")
@@ -202,7 +202,7 @@ def temporal_generalization(
                 raise DecodingError(f"At lag {step} a training set has no volumes of {sorted(map(str, missing))[0]!r}. Leave the lag out.")
             pairs.append((learnt, np.flatnonzero(np.isin(event_of, test))))
     timed = clone(decoder).set_params(mask=None, cv=pairs)
-    *_, design, plan, blocks = timed._prepare(*_take(samples, rows, names[event_of]))
+    *_, design, plan, blocks = timed._prepare(*_take(samples, rows, names[event_of]), confounds=samples.confound_table(rows))
     judge = judge_of(decoder.scoring, design.scorer, classes=True)
     scores = scores_of(blocks, _by_lag(design, lag_of, steps), plan, judge)
     table = scores.reshape(len(folds), len(steps), len(steps), -1).transpose(3, 0, 1, 2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 import daskdecode as dd
@@ -148,3 +149,21 @@ def test_demo_leaves_a_folder_in_use_alone(run, tmp_path):
     assert result.exit_code == 2
     assert "--output" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_decode_scales_and_cleans_inside_the_folds(run, store, tmp_path):
+    whole = dd.open_subject(store, "01")
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.standard_normal((whole.sizes["time"], 2)), columns=["trans_x", "rot_z"])
+    table.to_csv(tmp_path / "confounds.tsv", sep="\t", index=False)
+    options = ["--standardize", "zscore_fold", "--confounds", tmp_path / "confounds.tsv", "--engine", "dual", "--mask", "vt"]
+    result = run("decode", store, "--subject", "01", *options, "--output", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    ds = dd.select_labels(dd.assign_confounds(whole, table), ["face", "cat"])
+    decoder = dd.Decoder(mask="vt", standardize="zscore_fold", confounds=["trans_x", "rot_z"], engine="dual").fit(ds)
+    assert json.loads(result.stdout)["score"]["mean"] == pytest.approx(np.mean(decoder.cv_scores_["face"]))
+    provenance = json.loads(next((tmp_path / "out").rglob("*_provenance.json")).read_text())
+    assert provenance["confounds"] == ["trans_x", "rot_z"]
+    several = run("decode", store, *options, "--output", tmp_path / "other")
+    assert several.exit_code == 2
+    assert "name the one with --subject" in several.stderr

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from daskdecode import Decoder, DecoderRegressor, permutation_test
+from daskdecode import Decoder, DecoderRegressor, cross_decode, permutation_test, temporal_generalization
 from daskdecode.engine.registry import CLASSIFIERS, REGRESSORS
 from daskdecode.errors import DecodingError, SourceError
 
@@ -263,3 +263,26 @@ def test_permutations_scale_and_clean_inside_the_folds_again(percentile):
     assert found.score == pytest.approx(np.mean(decoder.fit(x, y, groups).cv_scores_["c1"]), abs=1e-12)
     assert np.isfinite(found.null).all()
     assert len(set(found.null)) > 1
+
+
+def test_cross_decoding_and_temporal_generalisation_take_confounds_along():
+    x, y, groups, confounds = study(4)
+    order = np.random.default_rng(4).permutation(y.size)
+    decoder = Decoder(param_grid={"C": 1e-3}, standardize="zscore_fold", confounds=confounds[order], screening_percentile=None)
+    between = ({"c0": "a", "c1": "b"}, {"c2": "a", "c3": "b"})
+    found = cross_decode(decoder, x[order], y[order], groups[order], train=between[0], test=between[1])
+    names = {**between[0], **between[1]}
+    target = np.array([1 if names[label] == "b" else -1 for label in y])
+    both, learnt, scores = np.hstack([x.astype(np.float64), confounds]), np.isin(y, ["c0", "c1"]), []
+    for run in found.cv_metrics_["test_runs"].astype(int):
+        train, test = learnt & (groups != run), ~learnt & (groups == run)
+        pipe = make_pipeline(Clean(2), StandardScaler(), LinearSVC(C=1e-3, dual=True, random_state=0)).fit(both[train], target[train])
+        scores.append(get_scorer("roc_auc")(pipe, both[test], target[test]))
+    np.testing.assert_allclose(found.cv_scores_["b"], scores)
+    lags = temporal_generalization(decoder.set_params(confounds=confounds), x, y, groups, lags=[0, 3], labels=["c0", "c1"])
+    train, test = groups != 0, groups == 0
+    at, two = np.tile(np.arange(6), 4 * N_RUNS), np.isin(y, ["c0", "c1"])
+    rows = [side & two & (at == lag) for side, lag in ((train, 0), (test, 3))]
+    pipe = make_pipeline(Clean(2), StandardScaler(), LinearSVC(C=1e-3, dual=True, random_state=0)).fit(both[rows[0]], y[rows[0]])
+    score = get_scorer("roc_auc")(pipe, both[rows[1]], y[rows[1]])
+    assert lags["fold_score"].sel(train_time=0, test_time=3).values[0, 0] == score
