@@ -89,9 +89,7 @@ def fit_dual(gram: Floats, train: Ints, target: Ints, models: Sequence[LinearSVC
     if sample_weight is not None:
         order = order[sample_weight[order] > 0]
     sign = np.where(target[order] < 0, 1.0, -1.0)
-    # The intercept is the weight of a feature that is 1 for every sample.
-    features = gram[np.ix_(train[order], train[order])]
-    features += 1.0
+    features = _with_intercept(gram, train[order])
     return [_fit_one(features, sign, order, target, model, sample_weight) for model in models]
 
 
@@ -130,6 +128,17 @@ def _weights(model: LinearSVC, target: Ints, sample_weight: Floats | None) -> Fl
     counted = {"sample_weight": own} if "sample_weight" in signature(compute_class_weight).parameters else {}
     by_class = compute_class_weight(model.class_weight, classes=classes, y=target, **counted)
     return np.asarray(own * by_class[np.searchsorted(classes, target)], dtype=np.float64)
+
+
+@_compiled
+def _with_intercept(gram, samples):  # type: ignore[no-untyped-def]
+    """Inner products of some samples; the intercept is the weight of one more feature, 1 for every sample."""
+    products = np.empty((samples.size, samples.size))
+    for i in range(samples.size):
+        row = gram[samples[i]]
+        for j in range(samples.size):
+            products[i, j] = row[samples[j]] + 1.0
+    return products
 
 
 @_compiled

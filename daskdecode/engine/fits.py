@@ -54,7 +54,8 @@ def _descend(
     weights = np.zeros((len(models), gram.shape[0]))
     weights[:, problem.train] = [fit.beta for fit in fitted]
     intercepts = np.array([fit.intercept for fit in fitted])
-    decision = weights[:, problem.train] @ gram[problem.train] + intercepts[:, None]
+    # Weights are 0 outside the training samples: a product with all samples copies none.
+    decision = weights @ gram + intercepts[:, None]
     scores = np.array([[score_decisions(scorer, d[test], problem.target[test]) for test in problem.tests] for d in decision])
     n_unconverged = sum(fit.n_iter >= model.max_iter for fit, model in zip(fitted, models, strict=True))
     if not problem.keep:

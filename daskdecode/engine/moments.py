@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_selection import SelectKBest, SelectPercentile
@@ -81,11 +82,33 @@ class Cells:
         -------
         ndarray of float64, shape (2 or 3, n_cells, n_voxels)
         """
-        indicator = np.zeros((self.first.size, x.shape[0]))
-        indicator[self.of_sample, np.arange(x.shape[0])] = 1.0
-        x = np.asarray(x, dtype=np.float64)
-        sums = [indicator @ x, indicator @ np.square(x)]
-        return np.stack(sums if self.target is None else [*sums, (indicator * self.target) @ x])
+        if self.target is None:
+            out = np.empty((2, self.first.size, x.shape[1]))
+            _sum_cells(x, self.of_sample, None, out)
+        else:
+            out = np.empty((3, self.first.size, x.shape[1]))
+            _sum_cells(x, self.of_sample, self.target, out)
+        return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_cells(x, of_sample, target, out):  # type: ignore[no-untyped-def]
+    """Sums over cells in one reading of the data, a few voxels at a time so that their sums stay in the cache."""
+    n_samples, n_voxels = x.shape
+    width = 8
+    sums = np.empty((out.shape[0], out.shape[1], width))
+    for start in range(0, n_voxels, width):
+        some = min(width, n_voxels - start)
+        sums[:] = 0.0
+        for i in range(n_samples):
+            cell = of_sample[i]
+            for j in range(some):
+                value = np.float64(x[i, start + j])
+                sums[0, cell, j] += value
+                sums[1, cell, j] += value * value
+                if target is not None:
+                    sums[2, cell, j] += value * target[i]
+        out[:, :, start : start + some] = sums[:, :, :some]
 
 
 FScores = Callable[[Floats, Cells, Ints], Floats]

@@ -26,6 +26,7 @@ from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, v
 from daskdecode.store.masks import load_mask
 
 _COLUMN_CHUNK = 4096
+_VOXELS_TURNED = 256
 
 
 @dataclass(frozen=True)
@@ -349,8 +350,12 @@ def _dtype_of(image: Any) -> np.dtype[Any]:
 
 def _mask_image(image: Any, voxels: NDArray[np.intp]) -> NDArray[np.floating]:
     values = np.asarray(image.dataobj)
-    data = values.reshape(-1, values.shape[3] if values.ndim == 4 else 1)[voxels].T
-    return np.ascontiguousarray(data, dtype=_float_of(data.dtype))
+    series = values.reshape(-1, values.shape[3] if values.ndim == 4 else 1)
+    masked = np.empty((series.shape[1], voxels.size), dtype=_float_of(series.dtype))
+    # A few voxels at a time: turning all of them at once would run past every cache.
+    for some in np.array_split(np.arange(voxels.size), -(-voxels.size // _VOXELS_TURNED)):
+        masked[:, some[0] : some[-1] + 1] = series[voxels[some]].T
+    return masked
 
 
 def _float_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
