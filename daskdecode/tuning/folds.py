@@ -16,9 +16,10 @@ from daskdecode.engine.coordinate_descent import can_solve
 from daskdecode.engine.crossval import _screen_all, sights
 from daskdecode.engine.design import Design, TrainingSet
 from daskdecode.engine.plan import Plan
+from daskdecode.engine.rotation import Factor
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.tuning.dask_ml import SettingsSearch
-from daskdecode.tuning.table import Form, HeldOut, Table, pipeline_of, unconverged
+from daskdecode.tuning.table import Form, HeldOut, Table, searched, unconverged
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -129,12 +130,15 @@ def _search_batch(
     # Without screening all problems of a training set share what it sees.
     first = {s: position for position, s in enumerate(dict.fromkeys(s for s, _ in batch))}
     own = seen if masks is not None else [seen[first[s]] for s, _ in batch]
-    table = dask.delayed(Table, pure=False)(trains, tests, [s.data for s in own], [s.columns for s in own], n_samples, n_problems)
-    pipeline, prefix = pipeline_of(design.build, form, plan.workload.n_kept)
+    data = [s.data for s in own]
+    if form == "factor":
+        factor = dask.delayed(_factor, pure=False)
+        data = [factor(gram, sets[s].train) for gram, (s, _) in zip(data, batch, strict=True)]
+    table = dask.delayed(Table, pure=False)(trains, tests, data, [s.columns for s in own], n_samples, n_problems)
     scorers = {f"test{t}": HeldOut(design.scorer, t) for t in range(max(map(len, tests)))}
     search = SettingsSearch(
-        pipeline,
-        [{prefix + name: value for name, value in params.items()} for params in design.candidates],
+        searched(design.build, form, plan.workload.n_kept),
+        design.candidates,
         scoring={**scorers, "unconverged": unconverged},
         cv=[(train, np.unique(np.concatenate(tested))) for train, tested in zip(trains, tests, strict=True)],
         error_score=error_score,
@@ -145,6 +149,10 @@ def _search_batch(
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
         return search.fit(table, np.concatenate(list(design.targets)))
+
+
+def _factor(gram: Floats, train: Ints) -> Floats:
+    return Factor.of(gram, train).z
 
 
 def _collect(found: Scored, results: dict[str, Any], batch: Sequence[tuple[int, int]]) -> None:

@@ -1,7 +1,7 @@
 """What stands between dask-ml and the data: rows to split, and estimators that look up what their training set sees.
 
-dask-ml splits samples and hands them to a pipeline. Here a sample is a number. The first step of the pipeline looks up what the training
-set has of the data (the Gram matrix of its own voxels, or the voxels), the last one fits; so the data travel once to a worker that needs
+dask-ml splits samples and hands them to an estimator. Here a sample is a number, and the estimator (or the first step of a pipeline) looks
+up what the training set has of the data: the Gram matrix of its own voxels, or the voxels. So the data travel once to a worker that needs
 them, whatever the number of settings, and screening is each training set's own.
 """
 
@@ -17,7 +17,6 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import DualFit, fit_dual
-from daskdecode.engine.rotation import Factor
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer, at_max_iter, in_turn, resolve
 
@@ -34,7 +33,7 @@ class Entry:
     Attributes
     ----------
     data : ndarray of float64
-        Gram matrix (n_samples, n_samples), or voxels (n_samples, n_columns).
+        Gram matrix (n_samples, n_samples), a factor of it (n_samples, rank), or voxels (n_samples, n_columns).
     columns : ndarray of bool, shape (n_columns,), or None
     tests : tuple of int arrays
     """
@@ -103,7 +102,7 @@ class Rows:
 
 
 class Seen(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """First step of the pipeline: from rows to the features that their training set sees.
+    """From rows to the features that their training set sees.
 
     Parameters
     ----------
@@ -116,16 +115,12 @@ class Seen(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.form = form
 
     def fit(self, X: Rows, y: Any = None) -> Self:  # noqa: ARG002  # scikit-learn's signature
-        """Remember the training set; factorise its Gram matrix where that is the form."""
+        """Remember the training set."""
         self.train_ = X.rows
-        if self.form == "factor":
-            self.factor_ = Factor.of(X.table.entry(self.train_).data, X.samples).z
         return self
 
     def transform(self, X: Rows) -> Floats:
         """Features of rows of the same problem."""
-        if self.form == "factor":
-            return np.ascontiguousarray(self.factor_[X.samples])
         entry = X.table.entry(self.train_)
         if self.form == "gram":
             return entry.data[np.ix_(X.samples, self.train_ % X.table.n_samples)]
@@ -134,7 +129,7 @@ class Seen(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class Fit(BaseEstimator):  # type: ignore[misc]
-    """Last step of the pipeline: builds an estimator with the settings that the search gives it, and fits it.
+    """Build an estimator with the settings that the search gives, and fit it: on rows of a :class:`Table`, or as a pipeline's last step.
 
     Parameters
     ----------
@@ -159,8 +154,11 @@ class Fit(BaseEstimator):  # type: ignore[misc]
         self.params = {**(self.params or {}), **params}
         return self
 
-    def fit(self, X: Floats, y: NDArray[Any], sample_weight: Floats | None = None) -> Self:
+    def fit(self, X: Rows | Floats, y: NDArray[Any], sample_weight: Floats | None = None) -> Self:
         """Fit the estimator; a support vector machine on inner products by coordinate descent."""
+        if isinstance(X, Rows):
+            self.seen_ = Seen(self.form).fit(X)
+            X = self.seen_.transform(X)
         n_voxels = X.shape[1] if self.form == "columns" else self.n_voxels
         model = self.build(y.size, n_voxels, **resolve(self.params or {}, X, y))
         if self.form == "gram":
@@ -186,9 +184,17 @@ class Fit(BaseEstimator):  # type: ignore[misc]
         return float(scorer(model, X, y))
 
 
+def _parts(model: Fit | Pipeline) -> tuple[Seen, list[tuple[str, Any]], Fit]:
+    """What looks up the data, the steps between, and what was fitted."""
+    if isinstance(model, Fit):
+        return model.seen_, [], model
+    between = [(name, step) for name, step in model.steps[1:-1] if step is not None]
+    return model.steps[0][1], between, model.steps[-1][1]
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """Score a fitted pipeline on one of the sets of rows that its training set is tested on; NaN where it has fewer.
+    """Score a fitted model on one of the sets of rows that its training set is tested on; NaN where it has fewer.
 
     Pairs of folds share a training set (without runs a and b is without b and a): it is fitted once and scored twice.
     """
@@ -196,20 +202,19 @@ class HeldOut:
     scorer: Scorer
     position: int
 
-    def __call__(self, pipeline: Pipeline, X: Rows, y: NDArray[Any]) -> float:
+    def __call__(self, model: Fit | Pipeline, X: Rows, y: NDArray[Any]) -> float:
         """Score the rows of the test set among X, all that the training set is tested on."""
-        seen, last = pipeline.steps[0][1], pipeline.steps[-1][1]
+        seen, between, fitted = _parts(model)
         tests = X.table.entry(seen.train_).tests
         if self.position >= len(tests):
             return float("nan")
         at = np.searchsorted(X.rows, tests[self.position])
-        between = [(name, step) for name, step in pipeline.steps[1:-1] if step is not None]
-        return float(last.score_with(self.scorer, between, seen.transform(X[at]), y[at]))
+        return fitted.score_with(self.scorer, between, seen.transform(X[at]), y[at])
 
 
-def unconverged(pipeline: Pipeline, X: Rows, y: Any) -> float:  # noqa: ARG001  # a scorer's signature
+def unconverged(model: Fit | Pipeline, X: Rows, y: Any) -> float:  # noqa: ARG001  # a scorer's signature
     """1.0 where the fit stopped before it converged; a scorer, so that dask-ml brings it back with the scores."""
-    return float(pipeline.steps[-1][1].unconverged_)
+    return float(_parts(model)[2].unconverged_)
 
 
 @dataclass(frozen=True)
@@ -223,14 +228,14 @@ class CopyOf:
         return clone(self.estimator).set_params(**params)
 
 
-def pipeline_of(build: Callable[..., Any], form: Form, n_voxels: int) -> tuple[Pipeline, str]:
-    """Pipeline for dask-ml, and the prefix of its settings.
+def searched(build: Callable[..., Any], form: Form, n_voxels: int) -> Fit | Pipeline:
+    """Estimator for dask-ml, with the parameters of the user's own.
 
-    The steps of a user's own pipeline become steps of this one, so that dask-ml fits those once that settings share, and their parameters
-    keep their names.
+    The steps of a user's pipeline are steps of this one, so that dask-ml fits those once that settings share. A single estimator looks up
+    its data by itself: fitting and scoring it is then one task, where each step of a pipeline is a task with its own overhead.
     """
     estimator = build(10, 20)
     if not isinstance(estimator, Pipeline):
-        return Pipeline([("seen", Seen(form)), ("estimator", Fit(build, form, n_voxels))]), "estimator__"
+        return Fit(build, form, n_voxels)
     *steps, (name, last) = [(n, None if isinstance(s, str) and s == "passthrough" else s) for n, s in estimator.steps]
-    return Pipeline([("seen", Seen(form)), *steps, (name, Fit(CopyOf(last), form, n_voxels))]), ""
+    return Pipeline([("seen", Seen(form)), *steps, (name, Fit(CopyOf(last), form, n_voxels))])

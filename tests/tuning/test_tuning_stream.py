@@ -128,6 +128,16 @@ def test_the_same_seed_gives_the_same_search(client):
     np.testing.assert_allclose(one.best_decoder_.coef_, two.best_decoder_.coef_, rtol=1e-5, atol=1e-7)
 
 
+def test_models_share_the_reading_of_a_block(client):
+    def n_read():
+        return client.cluster.scheduler.task_prefixes["samples"].state_counts["memory"]
+
+    ds, before = dataset(*make(n_subjects=10)), n_read() if "samples" in client.cluster.scheduler.task_prefixes else 0
+    found = dd.search(dd.Decoder(SGDClassifier()), ds, SPACE, method="hyperband", n_iter=9, nested=False)
+    n_fits = int(np.sum(found.cv_results_["partial_fit_calls"]))
+    assert n_read() - before < 0.6 * n_fits
+
+
 def test_no_group_is_on_two_sides(client, monkeypatch):
     x, y, subjects, runs = make(n_subjects=10)
     seen = {}

@@ -1,0 +1,119 @@
+"""Searches on worker processes: killed ones, and ones with little memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import dask
+import dask.array as da
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+from scipy.stats import loguniform
+from sklearn.linear_model import SGDClassifier
+
+import daskdecode as dd
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (40, 40, 30)
+
+
+def _kill_one_after(cluster, n_done, killed):
+    """Kill a worker once so many fits have ended."""
+    while not killed["stop"]:
+        done = sum(1 for task in list(cluster.scheduler.tasks.values()) if "fit" in str(task.key) and task.state in ("memory", "released"))
+        if done >= n_done:
+            victim = next(iter(cluster.workers.values())).pid
+            os.kill(victim, signal.SIGKILL)
+            killed["pid"] = victim
+            return
+        time.sleep(0.02)
+
+
+def test_a_search_survives_a_killed_worker_with_the_same_numbers():
+    rng = np.random.default_rng(0)
+    y = np.tile([0, 1], 48)
+    groups = np.repeat(np.arange(8), 12)
+    x = da.from_array(rng.standard_normal((96, 2000)) + 0.1 * y[:, None] * (np.arange(2000) < 200), chunks=(36, 400))
+    decoder, grid = dd.Decoder("svc"), {"C": np.geomspace(1e-4, 10, 8)}
+    with dask.config.set(scheduler="threads"):
+        expected = dd.search(decoder, x, grid, y, groups, refit=False)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 10}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        killed = {"stop": False}
+        killer = threading.Thread(target=_kill_one_after, args=(cluster, 40, killed))
+        killer.start()
+        try:
+            found = dd.search(decoder, x, grid, y, groups, refit=False)
+        finally:
+            killed["stop"] = True
+            killer.join()
+    assert "pid" in killed, "no worker was killed: the test shows nothing"
+    for name in ("mean_test_score", "std_test_score"):
+        np.testing.assert_allclose(found.cv_results_[name], expected.cv_results_[name], atol=1e-10)
+    np.testing.assert_allclose(found.nested_scores_, expected.nested_scores_, atol=1e-10)
+    assert found.nested_params_ == expected.nested_params_
+
+
+def _watch(pids, peak, stop):
+    while not stop.is_set():
+        for pid in pids:
+            peak[0] = max(peak[0], psutil.Process(pid).memory_info().rss)
+        time.sleep(0.02)
+
+
+def _n_spilled(dask_worker):
+    return len(getattr(dask_worker.data, "disk", ()))
+
+
+def pooled(n_subjects, n_runs, n_volumes, n_voxels):
+    """A pooled study that exists only while a run of it is read."""
+    rng = da.random.default_rng(0)
+    labels = np.tile([0, 1], n_subjects * n_runs * n_volumes // 2)
+    noise = rng.standard_normal((labels.size, n_voxels), chunks=(n_volumes, 5000), dtype=np.float32)
+    pattern = np.zeros(n_voxels, dtype=np.float32)
+    pattern[:500] = 0.2
+    bold = noise + da.from_array(labels.astype(np.float32), chunks=n_volumes)[:, None] * da.from_array(pattern, chunks=5000)[None]
+    coords = {
+        "run": ("time", np.repeat([f"{r:02d}" for r in range(n_subjects * n_runs)], n_volumes)),
+        "label": ("time", np.where(labels, "face", "cat")),
+        "subject": ("time", np.repeat([f"{s:02d}" for s in range(n_subjects)], n_runs * n_volumes)),
+    }
+    voxel = np.arange(n_voxels)
+    coords |= {"voxel": ("voxel", voxel)} | {n: ("voxel", i) for n, i in zip("ijk", np.unravel_index(voxel, SHAPE), strict=True)}
+    attrs = {"affine": np.diag([3.0, 3, 3, 1]).tolist(), "shape": list(SHAPE)}
+    return xr.Dataset({"bold": (("time", "voxel"), bold)}, coords=coords, attrs=attrs)
+
+
+def test_hyperband_stays_within_workers_that_hold_a_quarter_of_the_study():
+    limit = 640 * 2**20
+    ds = pooled(n_subjects=16, n_runs=6, n_volumes=180, n_voxels=40_000)
+    assert ds["bold"].nbytes > 4 * limit
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        pids = [nanny.pid for nanny in cluster.workers.values()]
+        peak, stop = [0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(pids, peak, stop))
+        watcher.start()
+        try:
+            decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20)
+            found = dd.search(decoder, ds, {"alpha": loguniform(1e-4, 1e2)}, method="hyperband", n_iter=9)
+        finally:
+            stop.set()
+            watcher.join()
+        assert [nanny.pid for nanny in cluster.workers.values()] == pids, "a worker was killed and begun anew"
+        assert peak[0] < limit
+        assert set(client.run(_n_spilled).values()) == {0}
+    print(f"peak {peak[0] / 2**20:.0f} MiB of {limit / 2**20:.0f}, study {ds['bold'].nbytes / 2**20:.0f} MiB, score {found.score_:.3f}")
+    assert found.score_ > 0.9
