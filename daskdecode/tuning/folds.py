@@ -11,6 +11,7 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import can_solve
 from daskdecode.engine.crossval import _screen_all, sights
@@ -89,7 +90,7 @@ def score_settings(
     found = Scored(np.full((len(sets), n_problems, n_settings, n_tests), np.nan))
     every = [(s, c) for c in range(n_problems) for s in range(len(sets))]
     form = _form(design, sets, plan)
-    size = plan.batch if masks is not None else len(every)
+    size = _batch_size(design, plan, masks, len(every))
     failed: float | str = "raise" if error_score == "raise" else -np.inf
     for start in range(0, len(every), size):
         batch = every[start : start + size]
@@ -103,6 +104,19 @@ def score_settings(
     if np.isfinite(float(error_score) if error_score != "raise" else np.nan):
         found.scores[lost] = float(error_score)
     return found
+
+
+def _batch_size(design: Design, plan: Plan, masks: Bools | None, n_every: int) -> int:
+    """How many training sets and problems are looked up in one table."""
+    if masks is None and design.within is None:
+        return n_every  # all see the same
+    if plan.route == "gram":
+        return plan.batch
+    w = plan.workload
+    if design.within is None:
+        return plan.batch
+    # Each training set has prepared the voxels in its own way: a copy each, in a quarter of the memory.
+    return max(1, min(plan.batch, plan.memory_budget // (4 * 8 * w.n_samples * w.n_kept)))
 
 
 def _form(design: Design, sets: Sequence[TrainingSet], plan: Plan) -> Form:
@@ -148,7 +162,15 @@ def _search_batch(
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         warnings.filterwarnings("ignore", message="The least populated class in y has only")
-        return search.fit(table, np.concatenate(list(design.targets)))
+        return search.fit(table, np.concatenate(list(design.targets)), **_weights(design, search.estimator))
+
+
+def _weights(design: Design, estimator: Any) -> dict[str, Floats]:
+    """Argument of the estimator's ``fit`` that takes the weight of each row, which dask-ml splits like the rows."""
+    if design.sample_weight is None:
+        return {}
+    name = f"{estimator.steps[-1][0]}__sample_weight" if isinstance(estimator, Pipeline) else "sample_weight"
+    return {name: np.tile(design.sample_weight, len(design.targets))}
 
 
 def _factor(gram: Floats, train: Ints) -> Floats:

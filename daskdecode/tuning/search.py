@@ -36,6 +36,9 @@ def search(
     method: Literal["grid", "random", "hyperband"] = "grid",
     n_iter: int = 10,
     random_state: int = 0,
+    confounds: Any = None,
+    sample_weight: ArrayLike | None = None,
+    sample_mask: ArrayLike | None = None,
     nested: bool = True,
     refit: bool = True,
     error_score: float | Literal["raise"] = "raise",
@@ -68,6 +71,8 @@ def search(
         Settings drawn (``"random"``); blocks of samples that the longest-trained models see (``"hyperband"``).
     random_state : int, default 0
         Seed of the draws.
+    confounds, sample_weight, sample_mask
+        As for :meth:`daskdecode.Decoder.fit`; not with ``"hyperband"``.
     nested : bool, default True
         Whether to measure what the choice is worth. It takes as many fits as there are training sets inside training sets (66 more for
         12 runs, times the settings), but no other pass over the data where these fit into memory.
@@ -110,7 +115,11 @@ def search(
         raise DecodingError(f"n_iter={n_iter!r} must be a whole number, at least 1.")
     if not isinstance(error_score, int | float) and error_score != "raise":
         raise DecodingError(f"error_score={error_score!r} must be 'raise' or a number.")
+    of_samples = {"confounds": confounds, "sample_weight": sample_weight, "sample_mask": sample_mask}
     if method == "hyperband":
+        given = [name for name, value in of_samples.items() if value is not None]
+        if given:
+            raise DecodingError(f"method='hyperband' takes no {given[0]}: select, clean and balance the samples of each subject first.")
         from daskdecode.tuning.stream import search_stream  # distributed is not quick to import
 
         return search_stream(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
@@ -118,7 +127,7 @@ def search(
     asked = clone(decoder).set_params(
         param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"
     )
-    samples, _, design, plan, blocks = _prepared(asked, X, y, groups)
+    samples, _, design, plan, blocks = _prepared(asked, X, y, groups, of_samples)
     _, blocks = asked._load(samples, blocks, plan)
     sets = training_sets(design)
     found = score_settings(blocks, design, sets, plan, error_score=error_score, progress=progress)
@@ -127,13 +136,13 @@ def search(
         warnings.warn(note, stacklevel=2)
     if refit:
         best = {k: [v] for k, v in result.best_params_.items()}
-        result.best_decoder_ = clone(decoder).set_params(param_grid=best).fit(X, y, groups)
+        result.best_decoder_ = clone(decoder).set_params(param_grid=best).fit(X, y, groups, **of_samples)
     return result
 
 
-def _prepared(decoder: BaseDecoder, X: Any, y: Any, groups: Any) -> Any:
+def _prepared(decoder: BaseDecoder, X: Any, y: Any, groups: Any, of_samples: Mapping[str, Any]) -> Any:
     try:
-        return decoder._prepare(X, y, groups)
+        return decoder._prepare(X, y, groups, **of_samples)
     except DecodingError as error:
         said = str(error).replace("tune='nested'", "nested=True").replace("tune='held_out' (optimistic)", "nested=False (optimistic)")
         raise DecodingError(said) from error

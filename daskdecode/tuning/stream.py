@@ -158,6 +158,8 @@ def _model(decoder: Any, distributions: Any) -> Any:
             f"method='hyperband' reads run by run, and standardize={decoder.standardize!r} needs more than a run at a time: use "
             "standardize='zscore_run', or None."
         )
+    if decoder.confounds is not None:
+        raise DecodingError("method='hyperband' takes no confounds: regress them out of each subject first (daskdecode.regress_out).")
     model = resolve_estimator(decoder.estimator, "classifier").build(10, 20, **(decoder.estimator_args or {}))
     if not hasattr(model, "partial_fit"):
         raise DecodingError(
@@ -370,6 +372,7 @@ def _as_decoder(decoder: Decoder, model: Any, columns: Ints | None, samples: Sam
     fitted._rows = decoder._question(samples).rows
     fitted._voxels, fitted._grid = samples.voxels, samples.grid
     fitted.n_elements_ = fitted.n_features_in_ = n_voxels
+    fitted.confound_names_, fitted.confound_coef_ = [], None
     fitted.classes_, fitted.intercept_ = classes, np.ravel(model.intercept_).astype(np.float64)
     fitted.coef_ = np.zeros((model.coef_.shape[0], n_voxels))
     fitted.coef_[:, slice(None) if columns is None else columns] = model.coef_

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 import daskdecode as dd
-from daskdecode.errors import DecodingError
+from daskdecode.errors import DecodingError, MemoryBudgetError
 
 SCORES = ("mean_test_score", "std_test_score")
 
@@ -163,16 +163,45 @@ def test_random_settings_are_those_that_scikit_learn_draws():
     assert ours.cv_results_["params"] == theirs.cv_results_["params"]
 
 
+def _in_the_least_memory(x, y, groups):
+    for budget in range(2_000_000, 20_000_000, 250_000):
+        try:
+            if not dd.Decoder("svc", memory_budget=budget).explain(x, y, groups).in_memory:
+                return dd.Decoder("svc", memory_budget=budget)
+        except MemoryBudgetError:
+            continue
+    raise AssertionError("no budget makes it stream")
+
+
 def test_scores_depend_neither_on_blocks_nor_on_memory():
-    x, y, groups = make(n_classes=3, p=400)
+    x, y, groups = make(n_classes=3, p=1500)
     grid = {"C": [1e-3, 1.0]}
     whole = dd.search(dd.Decoder("svc"), x, grid, y, groups, refit=False)
-    small = dd.Decoder("svc", memory_budget="1.5MB")
-    assert not small.explain(x, y, groups).in_memory
     lazy = dask.array.from_array(x, chunks=(13, 37))
-    streamed = dd.search(small, lazy, grid, y, groups, refit=False)
+    streamed = dd.search(_in_the_least_memory(lazy, y, groups), lazy, grid, y, groups, refit=False)
     np.testing.assert_allclose(streamed.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], atol=1e-10)
     np.testing.assert_allclose(streamed.nested_scores_, whole.nested_scores_, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["svc", "ridge_classifier", "pipeline"])
+@pytest.mark.parametrize("how", ["zscore_fold", "confounds", "weights"])
+def test_what_training_sets_learn_first_is_part_of_the_search(name, how):
+    """The nested scores are those of the decoder, which compares with scikit-learn by itself."""
+    x, y, groups = make(signal=0.35)
+    rng = np.random.default_rng(2)
+    given = {
+        "zscore_fold": {},
+        "confounds": {"confounds": rng.standard_normal((y.size, 2))},
+        "weights": {"sample_weight": rng.uniform(0.2, 2, y.size)},
+    }[how]
+    grid = {"svc": {"C": [1e-3, 0.1]}, "ridge_classifier": {"alphas": [[1.0], [1e3]]}, "pipeline": {"linearsvc__C": [1e-3, 0.1]}}[name]
+    estimator = make_pipeline(StandardScaler(), LinearSVC(random_state=0)) if name == "pipeline" else name
+    decoder = dd.Decoder(estimator, standardize="zscore_fold" if how == "zscore_fold" else None)
+    for screening in (None, 30):
+        decoder.set_params(screening_percentile=screening)
+        ours = dd.search(decoder, x, grid, y, groups, **given)
+        fitted = clone(decoder).set_params(param_grid=grid).fit(x, y, groups, **given)
+        np.testing.assert_allclose(ours.nested_scores_, fitted.cv_scores_["c1"], atol=1e-9)
 
 
 def test_one_setting_leaves_nothing_to_choose():
