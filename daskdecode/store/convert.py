@@ -125,7 +125,9 @@ def convert(
                 take_place(store)
         except DaskDecodeError:
             raise
-        except OSError as error:
+        except Exception as error:
+            if not (isinstance(error, OSError) or layout.is_of_storage(error, target)):
+                raise
             raise StoreError(
                 f"Writing {address(target)} failed: {reason(error)}. What was converted so far is kept: free space or mend the "
                 "connection, and the same call goes on from there."

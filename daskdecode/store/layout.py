@@ -106,15 +106,24 @@ def reached(store: Store) -> Iterator[None]:
     """
     try:
         yield
-    except DaskDecodeError:
-        raise
     except Exception as error:
-        if local_path(store) is not None:
+        if not is_of_storage(error, store):
             raise
-        # Every kind of storage has errors of its own (botocore's are no OSErrors), known only to packages that may not be there.
         raise StoreError(
             f"{address(store)} cannot be reached: {reason(error)}. Check the address, the credentials and the network."
         ) from error
+
+
+def is_of_storage(error: Exception, store: Store) -> bool:
+    """Whether a distant store is what failed.
+
+    Every kind of storage has errors of its own (botocore's are no OSErrors), known only to packages that may not be there: whatever is
+    neither Python's, nor ours, nor of what does the work, is taken for one.
+    """
+    if local_path(store) is not None or isinstance(error, DaskDecodeError):
+        return False
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or package not in {"builtins", "numpy", "zarr", "dask", "distributed", "tornado", "concurrent"}
 
 
 def subject_node(subject: str) -> str:

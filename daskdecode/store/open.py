@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store
 
-from daskdecode.errors import IncompleteStoreError, SelectionError, StoreError, nearest
+from daskdecode.errors import DaskDecodeError, IncompleteStoreError, SelectionError, StoreError, nearest
 from daskdecode.schema import BOLD, LABEL, MASK_PREFIX, RUN, SESSION, SUBJECT, TIME, VOXEL
 from daskdecode.store.layout import (
     N_REQUESTS,
@@ -264,6 +264,8 @@ def _open_runs(store: Store, root: Mapping[str, Any], runs: list[dict[str, Any]]
 def _open_group(store: Store, node: str) -> Any:
     try:
         return zarr.open_group(Whole(store), path=node, mode="r", zarr_format=3)
+    except DaskDecodeError:
+        raise
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise StoreError(
             f"The metadata of {node} in {address(store)} cannot be read: {reason(error)}. Restore them from a copy, or convert again "

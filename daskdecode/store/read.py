@@ -10,16 +10,20 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
-from daskdecode.errors import StoreError
-from daskdecode.store.layout import address, reason
+from daskdecode.errors import DaskDecodeError, StoreError
+from daskdecode.store.layout import address, reached, reason
 
 
 class Whole(WrapperStore[Store]):
-    """A store in which every chunk has to be there: Zarr reads one that is not as zeros, without a word."""
+    """A store in which every chunk has to be there: Zarr reads one that is not as zeros, without a word.
+
+    Where a distant store fails, it is a :class:`~daskdecode.errors.StoreError`.
+    """
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """As Zarr asks for it."""
-        found = await self._store.get(key, prototype, byte_range)
+        with reached(self._store):
+            found = await self._store.get(key, prototype, byte_range)
         if found is None and "/c/" in key:
             raise KeyError(f"{key} is missing")
         return found
@@ -35,6 +39,8 @@ def read_stored(array: Any, index: Any, node: str, where: str) -> np.ndarray:
     """
     try:
         return np.asarray(array[index])
+    except DaskDecodeError:
+        raise
     except (ValueError, RuntimeError, KeyError) as error:
         raise StoreError(
             f"A chunk of {node} in {where} cannot be read: {reason(error)}. It was damaged after the conversion: restore it from a copy, "
@@ -52,6 +58,8 @@ def open_array(store: Store, path: str) -> Any:
     """
     try:
         return zarr.open_array(Whole(store), path=path, mode="r")
+    except DaskDecodeError:
+        raise
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise StoreError(
             f"{path} in {address(store)} is missing or damaged ({reason(error)}): restore it from a copy, or convert again with "
