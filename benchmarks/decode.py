@@ -21,32 +21,12 @@ import time
 import warnings
 from importlib.metadata import version
 
-import nibabel as nib
 import numpy as np
 from nilearn.decoding import Decoder as NilearnDecoder
 from sklearn.model_selection import LeaveOneGroupOut
+from study import images_in_memory
 
 from daskdecode import Decoder
-
-BRAIN_MM3 = 1_882_989
-
-
-def study(n_classes: int, n_runs: int, repeats: int, n_voxels: int, signal: float, seed: int) -> tuple:
-    """Return image, mask, labels and runs."""
-    rng = np.random.default_rng(seed)
-    y = np.tile(np.repeat([f"c{c}" for c in range(n_classes)], repeats), n_runs)
-    groups = np.repeat(np.arange(n_runs), n_classes * repeats)
-    shape = (40, 40, -(-n_voxels // 1600))
-    mask = np.zeros(shape, dtype=np.uint8)
-    mask.ravel()[:n_voxels] = 1
-    data = np.zeros((*shape, y.size), dtype=np.float32)
-    flat = data.reshape(-1, y.size)
-    flat[:n_voxels] = rng.standard_normal((n_voxels, y.size), dtype=np.float32)
-    for c in range(n_classes):
-        flat[50 * c : 50 * (c + 1)] += signal * (y == f"c{c}")
-    zoom = (BRAIN_MM3 / n_voxels) ** (1 / 3)
-    affine = np.diag([zoom, zoom, zoom, 1.0])
-    return nib.Nifti1Image(data, affine), nib.Nifti1Image(mask, affine), y, groups
 
 
 def cpu_seconds(function) -> tuple:
@@ -70,9 +50,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    small = study(2, 3, 4, 2000, 0.3, 0)
+    small = images_in_memory(2, 3, 4, 2000)
     Decoder(mask=small[1]).fit(small[0], *small[2:])  # imports, and what is compiled at first use
-    img, mask, y, groups = study(args.classes, args.runs, args.repeats, args.voxels, args.signal, args.seed)
+    img, mask, y, groups = images_in_memory(args.classes, args.runs, args.repeats, args.voxels, args.signal, args.seed)
     options = {"mask": mask, "standardize": "zscore_sample", "cv": LeaveOneGroupOut()}
     if args.nested:
         ours = Decoder(tune="nested", param_grid={"C": np.geomspace(1e-4, 1e3, 10)}, **options)

@@ -23,7 +23,7 @@ from daskdecode.engine.design import Design, Split, TrainingSet, training_sets
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Bools, Floats, Ints, Screening
 from daskdecode.engine.plan import Plan
-from daskdecode.engine.ranking import Rank, cell_scores, n_candidates
+from daskdecode.engine.ranking import Rank, cell_scores, n_candidates, sums_are_less
 from daskdecode.engine.solvers import Fits, Params, Problem
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, prepare, screening_scores
@@ -115,13 +115,21 @@ def _screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets:
     """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels)."""
     n_voxels, n_classes = blocks.shape[1], len(design.targets)
     trains, lessons = [s.train for s in sets], design.lessons(sets)
-    if lessons is None:
-        scores = partial(cell_scores, trains=trains, cells=design.cells(trains), f_scores=design.f_scores)
-    else:
-        scores = partial(screening_scores, lessons=lessons, cells=design.cells(trains), f_scores=design.f_scores)
-    rank = Rank(scores, n_candidates(screening, n_voxels), last=screening.n_features is not None)
-    candidates, also = dask.compute(blocks.accumulate(rank, np.argsort(design.voxel_order)), also)
+    cells, most = design.cells(trains), n_candidates(screening, n_voxels)
     masks = np.zeros((len(sets), n_classes, n_voxels), dtype=bool)
+    if lessons is None and sums_are_less(len(sets) * n_classes, most, cells.n_sums * cells.first.size, n_voxels):
+        parts, also = dask.compute(blocks.map(cells.sums), also)
+        for s, train in enumerate(trains):
+            scores = np.concatenate([design.f_scores(part, cells, train) for part in parts], axis=-1)
+            for c in range(n_classes):
+                masks[s, c, design.voxel_order] = screening.keep(scores[c, design.voxel_order])
+        return masks, also
+    if lessons is None:
+        score = partial(cell_scores, trains=trains, cells=cells, f_scores=design.f_scores)
+    else:
+        score = partial(screening_scores, lessons=lessons, cells=cells, f_scores=design.f_scores)
+    rank = Rank(score, most, last=screening.n_features is not None)
+    candidates, also = dask.compute(blocks.accumulate(rank, np.argsort(design.voxel_order)), also)
     for s, c in np.ndindex(len(sets), n_classes):
         masks[s, c, design.voxel_order] = candidates.choose(screening, s * n_classes + c, n_voxels)
     return masks, also

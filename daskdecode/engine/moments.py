@@ -65,6 +65,11 @@ class Cells:
         centred = None if target is None else target - target.mean()
         return cls(of_sample.ravel().astype(np.intp), first.astype(np.intp), counts.astype(np.intp), centred)
 
+    @property
+    def n_sums(self) -> int:
+        """Kinds of sums of each cell."""
+        return 2 if self.target is None else 3
+
     def within(self, train: Ints) -> Bools:
         """Say which cells lie inside a training set; shape (n_cells,)."""
         inside = np.zeros(self.of_sample.size, dtype=bool)

@@ -10,7 +10,7 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
 from daskdecode.engine.gram import table_nbytes
-from daskdecode.engine.ranking import NBYTES
+from daskdecode.engine.ranking import NBYTES, sums_are_less
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
@@ -267,10 +267,14 @@ def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
 
 
 def _screening(w: Workload) -> int:
-    """Bytes of candidates, before and after a block is added to them; of blocks being scored; and of a selection being made."""
-    scored = NBYTES * w.n_selections + 8 * (2 * w.n_sums * w.n_cells + w.n_classes)
-    in_blocks = scored * w.block_voxels * min(CPU_COUNT + 1, w.n_blocks)
-    return NBYTES * w.n_selections * 2 * min(w.n_kept + 2, w.n_voxels) + in_blocks + 8 * 6 * w.n_voxels
+    """Bytes of candidates before and after a block is added to them (or of sums), of blocks being scored, and of a selection being made."""
+    n_kept, n_sums = min(w.n_kept + 2, w.n_voxels), w.n_sums * w.n_cells
+    n_blocks = min(CPU_COUNT + 1, w.n_blocks)
+    making = 8 * (6 + 2 * w.n_classes) * w.n_voxels
+    if not w.scaled and not w.n_confounds and sums_are_less(w.n_selections, n_kept, n_sums, w.n_voxels):
+        return 8 * n_sums * (w.n_voxels + n_blocks * w.block_voxels) + making
+    scored = NBYTES * w.n_selections + 8 * (2 * n_sums + w.n_classes)
+    return NBYTES * w.n_selections * 2 * n_kept + scored * w.block_voxels * n_blocks + making
 
 
 def _one_selection(w: Workload, route: Route, *, in_memory: bool) -> int:

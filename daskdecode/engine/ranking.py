@@ -23,6 +23,14 @@ def n_candidates(screening: Screening, n_voxels: int) -> int:
     return min(screening.n_kept(n_voxels) + 2, n_voxels)
 
 
+def sums_are_less(n_selections: int, n_kept: int, n_sums: int, n_voxels: int) -> bool:
+    """Say whether sums of cells take less memory than candidates: where folds within folds make many selections of few cells.
+
+    ``n_sums`` are numbers a voxel: of all cells, and all kinds of sums.
+    """
+    return 8 * n_sums * n_voxels < 2 * NBYTES * n_selections * n_kept
+
+
 @dataclass(frozen=True)
 class Candidates:
     """The best voxels of each selection among the blocks seen so far.

@@ -129,6 +129,10 @@ class VoxelBlocks:
         join = dask.delayed(np.concatenate)
         return [join([part[i] for part in parts], axis=-1) for i in range(n)]
 
+    def map(self, function: Any) -> list[Delayed]:
+        """Apply ``function(block)`` to each block, lazily."""
+        return self._map(function)
+
     def accumulate(self, function: Any, columnwise: NDArray[Any]) -> Delayed:
         """Sum of ``function(block, part)`` over the blocks, lazily, one after another: what is large as a sum is there once.
 
