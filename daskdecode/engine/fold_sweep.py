@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from daskdecode.engine.gram import mirror
 from daskdecode.engine.moments import Bools, Cells, Floats
 from daskdecode.engine.sweep import VoxelBlocks, tree_sum
-from daskdecode.engine.within_fold import Lesson, weighted_coefficients, weighted_grams
+from daskdecode.engine.within_fold import Lesson, pieces, weighted_coefficients, weighted_grams
 
 
 def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], masks: Bools | None) -> list[Delayed]:
@@ -67,4 +67,5 @@ def _grams_of_block(x: NDArray[np.floating], masks: Bools | None, lessons: Seque
 
 def _coefficients_of_block(x: NDArray[np.floating], masks: Bools, shared: tuple[Sequence[Lesson], Cells, Floats]) -> tuple[Floats, Floats]:
     lessons, cells, dual = shared
-    return weighted_coefficients(x, lessons, cells, dual, masks)
+    found = [weighted_coefficients(x[:, few], lessons, cells, dual, masks[..., few]) for few in pieces(x.shape[1])]
+    return np.concatenate([coef for coef, _ in found], axis=-1), np.sum([offsets for _, offsets in found], axis=0)

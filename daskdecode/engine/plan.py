@@ -11,6 +11,7 @@ from dask.utils import format_bytes, parse_bytes
 
 from daskdecode.engine.gram import table_nbytes
 from daskdecode.engine.ranking import NBYTES, sums_are_less
+from daskdecode.engine.within_fold import VOXELS_AT_ONCE
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
@@ -247,11 +248,13 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
 def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
     """Bytes that do not depend on how many sets of voxels are worked on together."""
     wide = 8 * w.n_samples * w.block_voxels
-    # Shifted, transposed and scaled copies, and two numbers a voxel and training set.
-    prepared = wide + 16 * w.n_training_sets * w.block_voxels if w.scaled or w.n_confounds else 0
+    # Shifted, squared, transposed and scaled copies of some voxels, and numbers of each for all training sets.
+    few = min(w.n_voxels, VOXELS_AT_ONCE)
+    prepared = 8 * few * (4 * w.n_samples + 4 * w.n_training_sets * (1 + w.n_classes)) if w.scaled or w.n_confounds else 0
     weights = 8 * w.n_folds * w.n_classes * (w.n_candidates * 3 * w.n_samples + w.block_voxels * CPU_COUNT)
     parts = {
-        f"blocks of voxels ({CPU_COUNT} at a time)": (3 * wide + prepared) * min(CPU_COUNT, w.n_blocks),
+        f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks),
+        "voxels prepared by training sets": prepared * CPU_COUNT,
         "screening": _screening(w) if w.screened else 0,
         "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
         "weights": weights + 8 * 4 * w.n_classes * w.n_voxels,
@@ -281,8 +284,10 @@ def _one_selection(w: Workload, route: Route, *, in_memory: bool) -> int:
     """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
     if route != "gram":
         return 8 * 3 * w.n_samples * w.n_kept
-    # Voxels in memory are multiplied all at once, unless each training set scales them by itself.
-    n_partial = 0 if in_memory and w.screened and not w.scaled and not w.n_confounds else min(w.n_blocks, CPU_COUNT + 1)
+    # Voxels in memory are multiplied all at once; those that training sets scale by themselves give triangles, which are then mirrored.
+    n_partial = min(w.n_blocks, CPU_COUNT + 1)
+    if in_memory and (w.screened or w.scaled):
+        n_partial = int(w.scaled)
     return 8 * w.n_samples**2 * (1 + n_partial)
 
 

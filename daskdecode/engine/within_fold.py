@@ -24,6 +24,9 @@ from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Bools, Cells, Floats, FScores, Ints
 from daskdecode.engine.solvers import Fits, Problem
 
+VOXELS_AT_ONCE = 4096
+"""Voxels that are prepared together: enough for BLAS to be at its best, little memory."""
+
 _REDUNDANT = 1e-8
 """Directions of the confounds smaller than this, relative to the largest, are what rounding leaves of redundant ones."""
 
@@ -82,6 +85,13 @@ class Lesson:
     to_basis: Floats
     center: Floats
 
+    def along(self, x: Floats) -> Floats:
+        """What confounds explain of voxels (n_samples, n_voxels) over the training samples, in terms of the basis; (r, n_voxels)."""
+        # Zeros for the other samples cost less than a copy of the training samples.
+        right = np.zeros_like(self.spread)
+        right[self.train] = self.basis
+        return np.asarray(right.T @ x)
+
     def _sides(self) -> tuple[Floats, Floats]:
         """L and R of ``T = I - L R'``, each (n_samples, r) and one column more where voxels are centred."""
         right = np.zeros_like(self.spread)
@@ -115,7 +125,7 @@ class Lesson:
     def on_columns(self, x: Floats) -> tuple[Floats, Preparation]:
         """Prepare a few voxels, (n_samples, n_columns), and say how."""
         moved, pivot = shifted(x)
-        slopes = self.basis.T @ moved[self.train]
+        slopes = self.along(moved)
         preparation = Preparation(np.zeros(x.shape[1]), np.ones(x.shape[1]), self.to_basis @ slopes, self.center)
         if not self.scale:
             return x - self.spread @ slopes, preparation
@@ -134,7 +144,7 @@ class Lesson:
         """
         if not self.basis.size:
             return sums
-        along = self.basis.T @ x[self.train]
+        along = self.along(x)
         indicator = np.zeros((cells.first.size, self.train.size))
         indicator[cells.of_sample[self.train], np.arange(self.train.size)] = 1.0
         cleaned = sums.copy()
@@ -197,6 +207,11 @@ def fit_on_prepared_columns(columns: Floats, chosen: Bools | None, lesson: Lesso
     return [preparation.back(fits) for fits in fit_on_columns(z, None, problems, *how)]
 
 
+def pieces(n_voxels: int) -> list[slice]:
+    """Slices of neighbouring voxels, :data:`VOXELS_AT_ONCE` in each."""
+    return [slice(start, min(start + VOXELS_AT_ONCE, n_voxels)) for start in range(0, n_voxels, VOXELS_AT_ONCE)]
+
+
 def shifted(x: NDArray[np.floating]) -> tuple[Floats, Floats]:
     """Move voxels (n_samples, n_voxels) to mean 0, in float64: without it sums of squares of raw signals would lose most of their digits.
 
@@ -236,7 +251,7 @@ def means_and_scales(x: Floats, pivot: Floats, lessons: Sequence[Lesson], cells:
     power = squares - size * np.square(mean)
     for row, lesson in zip(power, lessons, strict=True):
         if lesson.basis.size:
-            row -= np.square(lesson.basis.T @ x[lesson.train]).sum(axis=0)
+            row -= np.square(lesson.along(x)).sum(axis=0)
     mean += pivot
     return mean, _scale(power, squares, mean, size)
 
@@ -271,6 +286,11 @@ def screening_scores(x: NDArray[np.floating], lessons: Sequence[Lesson], cells: 
     ndarray of float64, shape (n_sets, n_problems, n_voxels)
         NaN for a voxel that does not vary over the training samples, or not beyond the confounds.
     """
+    parts = [_screening_scores(x[:, few], lessons, cells, f_scores) for few in pieces(x.shape[1])]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _screening_scores(x: NDArray[np.floating], lessons: Sequence[Lesson], cells: Cells, f_scores: FScores) -> Floats:
     moved, _ = shifted(x)
     sums = cells.sums(moved)
     found = []
@@ -306,22 +326,22 @@ def weighted_grams(
 
     Notes
     -----
-    Memory beside the result: three copies of a part in float64, and two numbers a voxel of the part and lesson.
+    Memory beside the result: four copies of :data:`VOXELS_AT_ONCE` voxels in float64, and two numbers a voxel of these and lesson.
     """
     n_samples = parts[0].shape[0]
     grams = np.zeros((len(which), n_samples, n_samples))
     start = 0
-    for part in parts:
-        x, pivot = shifted(part)
+    for piece in (part[:, few] for part in parts for few in pieces(part.shape[1])):
+        x, pivot = shifted(piece)
         _, scales = means_and_scales(x, pivot, lessons, cells)
         rows = np.ascontiguousarray(x.T)
         for s, lesson in enumerate(which):
-            chosen = slice(None) if masks is None else np.flatnonzero(masks[s, start : start + part.shape[1]])
+            chosen = slice(None) if masks is None else np.flatnonzero(masks[s, start : start + piece.shape[1]])
             scaled = rows[chosen] / scales[lesson, chosen][:, None]
             # The transposes are views that Fortran reads without a copy.
             updated = dsyrk(1.0, scaled.T, beta=1.0, c=grams[s].T, overwrite_c=1)
             assert np.shares_memory(updated, grams)
-        start += part.shape[1]
+        start += piece.shape[1]
     return grams
 
 
