@@ -177,8 +177,8 @@ class Plan:
 
 def _within_fold(w: Workload) -> list[str]:
     """Say what every training set learns before its models."""
-    steps = [f"regression on {w.n_confounds} confounds"] * (w.n_confounds > 0) + ["mean and scale of each voxel"] * w.scaled
-    return [f"each fold {', then '.join(steps)}, learnt on the training samples"] if steps else []
+    steps = [f"regression on {w.n_confounds} confounds"] * (w.n_confounds > 0) + ["mean and standard deviation of each voxel"] * w.scaled
+    return [f"learnt    in each fold, on its training samples: {', then '.join(steps)}"] if steps else []
 
 
 def memory_budget(budget: str | int | None) -> int:

@@ -286,3 +286,22 @@ def test_cross_decoding_and_temporal_generalisation_take_confounds_along():
     pipe = make_pipeline(Clean(2), StandardScaler(), LinearSVC(C=1e-3, dual=True, random_state=0)).fit(both[rows[0]], y[rows[0]])
     score = get_scorer("roc_auc")(pipe, both[rows[1]], y[rows[1]])
     assert lags["fold_score"].sel(train_time=0, test_time=3).values[0, 0] == score
+
+
+@pytest.mark.parametrize("estimator", ["svc", "logistic", "ridge_classifier"])
+@pytest.mark.parametrize(("p", "route"), [(30, "columns"), (P, "gram")])
+def test_weights_where_the_solver_sees_the_voxels_and_where_it_does_not(estimator, p, route):
+    x, y, groups, _ = study()
+    keep = np.r_[0:4, 7 : y.size]
+    x, y, groups = x[keep, :p], y[keep], groups[keep]
+    weight = np.random.default_rng(2).uniform(0.2, 2, y.size)
+    grid = {"svc": {"C": 0.01}, "logistic": {"Cs": [0.01, 1.0]}, "ridge_classifier": None}[estimator]
+    args = {"class_weight": "balanced"}
+    options = {"param_grid": grid, "screening_percentile": None, "standardize": "zscore_fold", "estimator_args": args}
+    ours = Decoder(estimator, **options).fit(x, y, groups, sample_weight=weight)
+    assert ours.plan_.route == route
+    params = {"svc": {"C": 0.01}, "logistic": {"Cs": [0.01, 1.0]}, "ridge_classifier": {"alphas": np.geomspace(1e-3, 1e4, 8)}}[estimator]
+    model = CLASSIFIERS[estimator].build(45, p, **params, **args)
+    scores, decision, _ = pipelines(model, np.where(y == "c1", 1, -1), x, groups, np.zeros((y.size, 0)), weight=weight, k="all")
+    np.testing.assert_allclose(ours.cv_scores_["c1"], scores, rtol=1e-12)
+    np.testing.assert_allclose(ours.decision_function(x), decision, atol=1e-6 * np.abs(decision).max())
