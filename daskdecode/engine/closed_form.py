@@ -24,6 +24,7 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 
 from daskdecode.engine.discriminant import Discriminant, decide_discriminants
 from daskdecode.engine.spectrum import Spectrum
+from daskdecode.engine.squared_hinge import decide_squared_hinge, is_squared_hinge
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -99,8 +100,10 @@ class RidgePath:
 Solve = Callable[[Floats, Ints, Floats, Ints], Floats]
 
 
-def closed_form(models: Sequence[Any], n_voxels: int) -> Solve | None:
+def closed_form(models: Sequence[Any], n_voxels: int, *, exact: bool = False) -> Solve | None:
     """Return what solves problems of all these estimators at once, or None where one of them has no closed form.
+
+    With the numbers that the estimators give, to rounding; so support vector machines count as such only if asked for.
 
     Parameters
     ----------
@@ -108,6 +111,8 @@ def closed_form(models: Sequence[Any], n_voxels: int) -> Solve | None:
         Unfitted.
     n_voxels : int
         Voxels that the samples have.
+    exact : bool, default False
+        Also where the estimator's own solver stops within a tolerance of the solution. Decision values are NaN where this one finds none.
 
     Returns
     -------
@@ -119,6 +124,8 @@ def closed_form(models: Sequence[Any], n_voxels: int) -> Solve | None:
         return partial(_solve_ridge, [np.atleast_1d(np.asarray(model.alphas, dtype=np.float64)) for model in models])
     if all(isinstance(model, Discriminant) and model.is_isotropic for model in models):
         return partial(_solve_discriminants, [float(model.shrinkage) for model in models], n_voxels)
+    if exact and all(map(is_squared_hinge, models)):
+        return partial(_solve_squared_hinge, [float(model.C) for model in models])
     return None
 
 
@@ -137,3 +144,7 @@ def _solve_ridge(paths: Sequence[Floats], gram: Floats, train: Ints, targets: Fl
 
 def _solve_discriminants(shrinkages: Sequence[float], n_voxels: int, gram: Floats, train: Ints, targets: Floats, rows: Ints) -> Floats:
     return decide_discriminants(Spectrum.of(gram, train), targets, rows, shrinkages, n_voxels)
+
+
+def _solve_squared_hinge(costs: Sequence[float], gram: Floats, train: Ints, targets: Floats, rows: Ints) -> Floats:
+    return decide_squared_hinge(gram, train, targets, rows, costs)

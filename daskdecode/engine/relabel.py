@@ -58,7 +58,7 @@ class Seen:
         return cls(data, plan.route == "gram", blocks.shape[1])
 
 
-def shared_scores(seen: Seen, designs: Sequence[Design], judge: Judge) -> Floats:
+def shared_scores(seen: Seen, designs: Sequence[Design], judge: Judge, *, exact: bool = False) -> Floats:
     """Score designs without screening that differ in labels only; what a training set has in common is done once for all of them.
 
     Parameters
@@ -68,6 +68,8 @@ def shared_scores(seen: Seen, designs: Sequence[Design], judge: Judge) -> Floats
         With the same candidates. Folds may differ where ``seen`` is the same for all training sets.
     judge : callable
         As the designs' ``scorer``, many at a time; see :mod:`daskdecode.engine.judge`.
+    exact : bool, default False
+        Solve support vector machines exactly, many at a time, instead of in liblinear's steps.
 
     Returns
     -------
@@ -80,13 +82,12 @@ def shared_scores(seen: Seen, designs: Sequence[Design], judge: Judge) -> Floats
         for s, fold in enumerate(sets):
             users.setdefault(fold.train.tobytes(), []).append((d, s))
     wrapped = {key: dask.delayed(data, pure=False) for key, data in seen.data.items()}
-    fit = dask.delayed(_fit_one_set, pure=False)
     tasks, keys = [], []
     for train, members in users.items():
         wanted = [(d, s, c) for d, s in members for c in range(len(designs[d].targets))]
         problems = [_problem(designs[d], per_design[d][s], c) for d, s, c in wanted]
         data = wrapped[None] if None in wrapped else wrapped[train]
-        tasks.append(fit(data, None, seen.is_gram, problems, designs[0], seen.n_voxels, judge))
+        tasks.append(_task(_OneSet(problems, designs[0], seen.is_gram, seen.n_voxels, judge, exact))(data))
         keys.append(wanted)
     return _chosen(designs, per_design, dict(_compute(keys, tasks)))
 
@@ -98,7 +99,9 @@ def scores_of(blocks: VoxelBlocks, design: Design, plan: Plan, judge: Judge) -> 
     return np.asarray(swept_scores(blocks, [design], plan, judge)[0])
 
 
-def swept_scores(blocks: VoxelBlocks, designs: Sequence[Design], plan: Plan, judge: Judge, together: int | None = None) -> Floats:
+def swept_scores(
+    blocks: VoxelBlocks, designs: Sequence[Design], plan: Plan, judge: Judge, *, together: int | None = None, exact: bool = False
+) -> Floats:
     """Score designs on the voxels, each training set with its own screening, many designs in one sweep.
 
     Parameters
@@ -108,7 +111,7 @@ def swept_scores(blocks: VoxelBlocks, designs: Sequence[Design], plan: Plan, jud
         With the same candidates.
     plan : Plan
         Of one design.
-    judge : callable
+    judge, exact
         See :func:`shared_scores`.
     together : int, optional
         Gram matrices (or sets of columns) in memory together. Default: the plan's.
@@ -119,7 +122,6 @@ def swept_scores(blocks: VoxelBlocks, designs: Sequence[Design], plan: Plan, jud
     """
     per_design = _sets_of(designs)
     masks = screen_all(blocks, designs, per_design)
-    fit = dask.delayed(_fit_one_set, pure=False)
     found: dict[tuple[int, int, int], Fits] = {}
     for batch in _batches(designs, per_design, together or plan.batch):
         tasks, keys = [], []
@@ -129,7 +131,8 @@ def swept_scores(blocks: VoxelBlocks, designs: Sequence[Design], plan: Plan, jud
             groups = crossval._keys(pairs, chosen)
             for group, sight in zip(groups, crossval.sights(blocks, design, sets, pairs, chosen, plan), strict=True):
                 problems = [_problem(design, sets[s], c) for s, c in group]
-                tasks.append(fit(sight.data, sight.columns, plan.route == "gram", problems, design, sight.n_voxels, judge))
+                one = _OneSet(problems, design, plan.route == "gram", sight.n_voxels, judge, exact)
+                tasks.append(_task(one)(sight.data, sight.columns))
                 keys.append([(d, s, c) for s, c in group])
         found.update(_compute(keys, tasks))
     return _chosen(designs, per_design, found)
@@ -166,24 +169,43 @@ def _compute(keys: Sequence[Sequence[tuple[int, int, int]]], tasks: Sequence[Any
         yield from zip(members, fits, strict=True)
 
 
-def _fit_one_set(
-    data: Floats, columns: Any, is_gram: bool, problems: Sequence[Problem], design: Design, n_voxels: int, judge: Judge
-) -> list[Fits]:
-    """Fit problems that share their training samples, many at a time where the solver can; scores only."""
-    train, how = problems[0].train, (problems, design.candidates, design.build, design.scorer, n_voxels)
-    models = [design.build(train.size, n_voxels, **params) for params in design.candidates]
-    rows = np.unique(np.concatenate([test for problem in problems for test in problem.tests]))
-    targets = np.stack([problem.target for problem in problems], axis=1)
-    solve = closed_form(models, n_voxels) if design.sample_weight is None else None
-    if solve is not None:
-        decision = solve(data if is_gram else _gram(data, columns), train, targets.astype(np.float64), rows)
-    elif is_gram and all(map(can_solve, models)):
-        decision = _descend(data, train, targets, models, rows, design.sample_weight)
-    elif is_gram:
-        return fit_on_gram(data, *how)
-    else:
-        return fit_on_columns(data, columns, *how)
-    return [Fits(scores, None, None, None, 0) for scores in _judge(decision, targets, problems, rows, judge)]
+@dataclass(frozen=True, repr=False)  # Dask asks for a repr, and that of thousands of problems would take longer than their fits.
+class _OneSet:
+    """Fits problems that share their training samples, many at a time where the solver can; scores only."""
+
+    problems: Sequence[Problem]
+    design: Design
+    is_gram: bool
+    n_voxels: int
+    judge: Judge
+    exact: bool
+
+    def __call__(self, data: Floats, columns: Any = None) -> list[Fits]:
+        design, problems = self.design, self.problems
+        train = problems[0].train
+        models = [design.build(train.size, self.n_voxels, **params) for params in design.candidates]
+        rows = np.unique(np.concatenate([test for problem in problems for test in problem.tests]))
+        targets = np.stack([problem.target for problem in problems], axis=1)
+        solve = None if design.sample_weight is not None else closed_form(models, self.n_voxels, exact=self.exact)
+        if solve is not None:
+            decision = solve(data if self.is_gram else _gram(data, columns), train, targets.astype(np.float64), rows)
+        elif self.is_gram and all(map(can_solve, models)):
+            decision = _descend(data, train, targets, models, rows, design.sample_weight)
+        else:
+            return self._one_by_one(problems, data, columns)
+        fits = [Fits(scores, None, None, None, 0) for scores in _judge(decision, targets, problems, rows, self.judge)]
+        for p in np.flatnonzero(np.isnan(decision).any(axis=(0, 1))).tolist():
+            fits[p] = self._one_by_one([problems[p]], data, columns)[0]
+        return fits
+
+    def _one_by_one(self, problems: Sequence[Problem], data: Floats, columns: Any) -> list[Fits]:
+        how = (problems, self.design.candidates, self.design.build, self.design.scorer, self.n_voxels)
+        return fit_on_gram(data, *how) if self.is_gram else fit_on_columns(data, columns, *how)
+
+
+def _task(one: _OneSet) -> Any:
+    # Without looking for tasks among thousands of problems, which would take longer than their fits.
+    return dask.delayed(one, pure=False, traverse=False)
 
 
 def _gram(columns: Floats, chosen: Any) -> Floats:

@@ -93,6 +93,12 @@ def score_interval(decoder: Decoder, level: float = 0.95, *, n_bootstrap: int = 
     names = list(decoder.cv_scores_)
     problems = names[1:] if len(names) == 2 else names
     table = np.array([decoder.cv_scores_[c] for c in problems]).T
+    absent = [str(c) for c, column in zip(problems, table.T, strict=True) if not np.isfinite(column).any()]
+    if absent:
+        raise DecodingError(
+            f"Class {', '.join(map(repr, absent))} has a score in no fold: no test fold holds both it and others. Leave it out of "
+            "the labels."
+        )
     table = table[np.isfinite(table).all(axis=1)]
     n_folds = len(table)
     if n_folds < _FEWEST_FOLDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,18 +74,31 @@ class Labellings:
             sums = 2 * 8 * len(design.targets) * n_cells * w.n_voxels
             one = w.n_selections * (w.n_voxels + self.plan.selection_nbytes) + sums
             return int(max(1, self.plan.room_nbytes(_TOGETHER_NBYTES) // one))
-        models = [design.build(design.outer[0][0].size, w.n_voxels, **params) for params in design.candidates]
-        if closed_form(models, w.n_voxels) is None:
+        models = self._models()
+        if closed_form(models, w.n_voxels, exact=True) is None:
             return _FITS_TOGETHER
         # Four arrays (n_samples, n_vectors) a task.
         return max(1, _TOGETHER_NBYTES // (32 * design.targets.size * len(models)))
 
-    def scores(self, orders: Sequence[Ints]) -> Floats:
+    def observed(self) -> Floats:
+        """Score the labels as they are, (2, n_folds, n_problems): as the decoder does, and as those of other orders are scored."""
+        as_they_are = [np.arange(self.blocks.shape[0])]
+        own = self.scores(as_they_are, exact=False)
+        models = self._models()
+        same = (closed_form(models, 1) is None) == (closed_form(models, 1, exact=True) is None)
+        return np.concatenate([own, own if same else self.scores(as_they_are)])
+
+    def _models(self) -> list[Any]:
+        n_train, n_voxels = self.design.outer[0][0].size, self.blocks.shape[1]
+        return [self.design.build(n_train, n_voxels, **params) for params in self.design.candidates]
+
+    def scores(self, orders: Sequence[Ints], *, exact: bool = True) -> Floats:
         """Score the labels in each order, (n_orders, n_folds, n_problems)."""
         designs = [self._relabelled(order) for order in orders]
         if self.seen is not None:
-            return shared_scores(self.seen, designs, self.judge)
-        return swept_scores(self.blocks, designs, self.plan, self.judge, len(orders) * self.plan.workload.n_selections)
+            return shared_scores(self.seen, designs, self.judge, exact=exact)
+        together = len(orders) * self.plan.workload.n_selections
+        return swept_scores(self.blocks, designs, self.plan, self.judge, together=together, exact=exact)
 
     def _relabelled(self, order: Ints) -> Design:
         """The design with its labels in another order, and new folds where the rule of cv looks at labels."""

@@ -94,17 +94,29 @@ class PermutationTest:
 
 
 def summarise(observed: Floats, null: Floats, problem: Mapping[Any, int], **settings: Any) -> PermutationTest:
-    """Turn scores by problem, (n_problems,) and (m, n_problems), into p values; ``problem`` says which is a class's."""
-    score, mean = float(observed.mean()), null.mean(axis=1)
+    """Turn scores by problem into p values.
+
+    Parameters
+    ----------
+    observed : ndarray of float64, shape (2, n_problems)
+        As the decoder scores, which is reported, and as permutations are scored. The smaller is compared with the null.
+    null : ndarray of float64, shape (m, n_problems)
+    problem : mapping
+        Which problem is a class's.
+    **settings
+        Other attributes of the result.
+    """
+    score, mean = float(observed[0].mean()), null.mean(axis=1)
+    compared, compared_mean = observed.min(axis=0), float(observed.mean(axis=1).min())
     largest = null.max(axis=1)
     return PermutationTest(
         score=score,
         null=mean,
-        pvalue=_pvalue(score, mean),
-        class_scores={c: float(observed[i]) for c, i in problem.items()},
+        pvalue=_pvalue(compared_mean, mean),
+        class_scores={c: float(observed[0, i]) for c, i in problem.items()},
         class_nulls={c: null[:, i] for c, i in problem.items()},
-        class_pvalues={c: _pvalue(observed[i], null[:, i]) for c, i in problem.items()},
-        class_pvalues_fwe={c: _pvalue(observed[i], largest) for c, i in problem.items()},
+        class_pvalues={c: _pvalue(compared[i], null[:, i]) for c, i in problem.items()},
+        class_pvalues_fwe={c: _pvalue(compared[i], largest) for c, i in problem.items()},
         classes=list(problem),
         **settings,
     )

@@ -39,7 +39,9 @@ def permutation_test(
     .. math:: p = \frac{1 + \#\{i : t_i \ge t\}}{1 + m}
 
     with t the mean score over folds and classes and :math:`t_1 \dots t_m` the same after each permutation. Everything that looks at
-    labels is done again for each: screening, tuning, fitting.
+    labels is done again for each: screening, tuning, fitting. Support vector machines (squared hinge loss) are solved exactly there, many
+    at a time, where liblinear stops within a tolerance; t is then the smaller of the decoder's score and that of the exact solution, so
+    that p is never too small for that.
 
     Parameters
     ----------
@@ -111,7 +113,7 @@ def permutation_test(
     record = Record(target, None if target is None else fingerprint(decoder, samples, design, units, random_state))
     labellings = Labellings(decoder, samples, design, plan, voxels)
     if record.observed is None:
-        record.observed = class_means(labellings.scores([np.arange(units.n_samples)]))[0]
+        record.observed = class_means(labellings.observed())
     if not np.isfinite(record.observed).all():
         raise DecodingError("The score is not defined in any fold (test folds have a single class): there is nothing to test.")
     while (done := len(record.null)) < n_permutations:

@@ -40,7 +40,8 @@ class Record:
 
     Attributes
     ----------
-    observed : ndarray of float64, shape (n_problems,), or None
+    observed : ndarray of float64, shape (2, n_problems), or None
+        As the decoder scores, and as permutations are scored.
     null : ndarray of float64, shape (n_done, n_problems)
 
     Raises

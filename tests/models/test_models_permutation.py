@@ -72,7 +72,14 @@ def test_p_values_are_those_of_the_formula():
     null = np.random.default_rng(0).uniform(0.4, 0.75, (49, 3))
     null[3] = observed
     test = summarise(
-        observed, null, {"a": 0, "b": 1, "c": 2}, scoring="s", estimator="e", exchange="within_run", random_state=0, n_arrangements=9
+        np.stack([observed, observed]),
+        null,
+        {"a": 0, "b": 1, "c": 2},
+        scoring="s",
+        estimator="e",
+        exchange="within_run",
+        random_state=0,
+        n_arrangements=9,
     )
     assert test.pvalue == (1 + np.sum(null.mean(axis=1) >= 0.6 - 1e-12)) / 50
     for i, name in enumerate("abc"):
