@@ -73,3 +73,10 @@ def test_what_has_no_interval_is_refused():
     )
     with pytest.raises(DecodingError, match="runs of the samples are not known"):
         score_interval(unknown)
+
+
+def test_a_class_that_no_fold_can_score_is_named():
+    decoder = fitted(3)
+    decoder.cv_scores_["c1"] = [np.nan] * 6
+    with pytest.raises(DecodingError, match="Class 'c1' has a score in no fold"):
+        score_interval(decoder)
