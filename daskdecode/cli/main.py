@@ -7,6 +7,7 @@ import click
 from daskdecode._version import __version__
 from daskdecode.cli.analysis import decode, demo
 from daskdecode.cli.command import Group
+from daskdecode.cli.search import search
 from daskdecode.cli.study import convert, export, info, verify
 from daskdecode.cli.submit import cancel, driver, logs, status, submit
 
@@ -28,5 +29,5 @@ def main() -> None:
     """
 
 
-for _command in (demo, convert, info, verify, export, decode, submit, status, logs, cancel, driver):
+for _command in (demo, convert, info, verify, export, decode, search, submit, status, logs, cancel, driver):
     main.add_command(_command)

@@ -122,7 +122,8 @@ class _CopyOf:
     estimator: Any
 
     def __call__(self, **params: Any) -> Any:
-        return clone(self.estimator).set_params(**params)
+        # A parameter may be an estimator itself (a step of a pipeline): fits that overlap must not share it.
+        return clone(self.estimator).set_params(**{name: clone(value, safe=False) for name, value in params.items()})
 
 
 def model_of(estimator: Any) -> Model:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +104,18 @@ class SearchResult:
             "cv_results": results | {"params": [_named(p) for p in self.cv_results_["params"]]},
             "notes": self.notes_,
         }
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``search.tsv`` (the table), ``search.json`` (everything) and ``search.png`` (the figure), making the folder."""
+        from matplotlib.figure import Figure  # slow to import
+
+        where = Path(folder)
+        where.mkdir(parents=True, exist_ok=True)
+        self.to_frame().to_csv(where / "search.tsv", sep="\t", index=False, na_rep="n/a")
+        (where / "search.json").write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+        figure = Figure(figsize=(6.4, 4), layout="constrained")  # no window, whatever the backend
+        self.plot(figure.subplots())
+        figure.savefig(where / "search.png", dpi=150)
 
     def _columns(self) -> dict[str, Any]:
         return {k: v for k, v in self.cv_results_.items() if k != "params"}

@@ -13,10 +13,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import DualFit, fit_dual
+from daskdecode.engine.registry import model_of
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer, at_max_iter, in_turn, resolve
 
@@ -217,17 +218,6 @@ def unconverged(model: Fit | Pipeline, X: Rows, y: Any) -> float:  # noqa: ARG00
     return float(_parts(model)[2].unconverged_)
 
 
-@dataclass(frozen=True)
-class CopyOf:
-    """Builds copies of the last step of a user's pipeline."""
-
-    estimator: Any
-
-    def __call__(self, n_train: int, n_voxels: int, **params: Any) -> Any:  # noqa: ARG002  # the engine's signature
-        """Return an unfitted copy with some parameters changed."""
-        return clone(self.estimator).set_params(**params)
-
-
 def searched(build: Callable[..., Any], form: Form, n_voxels: int) -> Fit | Pipeline:
     """Estimator for dask-ml, with the parameters of the user's own.
 
@@ -238,4 +228,4 @@ def searched(build: Callable[..., Any], form: Form, n_voxels: int) -> Fit | Pipe
     if not isinstance(estimator, Pipeline):
         return Fit(build, form, n_voxels)
     *steps, (name, last) = [(n, None if isinstance(s, str) and s == "passthrough" else s) for n, s in estimator.steps]
-    return Pipeline([("seen", Seen(form)), *steps, (name, Fit(CopyOf(last), form, n_voxels))])
+    return Pipeline([("seen", Seen(form)), *steps, (name, Fit(model_of(last).build, form, n_voxels))])

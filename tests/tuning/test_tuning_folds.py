@@ -12,7 +12,7 @@ from sklearn.feature_selection import SelectKBest, SelectPercentile, f_classif
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, RandomizedSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import RobustScaler, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 import daskdecode as dd
@@ -127,6 +127,9 @@ def test_a_pipeline_of_any_steps_is_searched_on_voxels():
     decoder = dd.Decoder(pipeline, standardize=None, screening_percentile=None, scoring="accuracy")
     ours = dd.search(decoder, x, grid, y, groups, refit=False, nested=False)
     compare(ours, scikit_learn(pipeline, grid, x, y, groups, "accuracy"))
+    # A step that is a parameter belongs to one fit at a time.
+    steps = {"standardscaler": [StandardScaler(), RobustScaler()]}
+    assert dd.search(decoder, x, steps, y, groups).best_decoder_.predict(x, groups).shape == y.shape
 
 
 def test_steps_that_settings_share_are_fitted_once_a_training_set(monkeypatch):

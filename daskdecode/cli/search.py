@@ -1,0 +1,136 @@
+"""The command that searches hyperparameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daskdecode.cli.analysis import _run_or_number
+from daskdecode.cli.command import ComputingCommand, label_names, memory_size, print_json, progress_bar
+
+_RANGE = re.compile(r"(loguniform|uniform|randint)\(([^,()]+),([^,()]+)\)")
+
+
+def parameters(_: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
+    """Read ``C=0.1,1,10`` as a list and ``C=loguniform(1e-4,10)`` as a distribution."""
+    found: dict[str, Any] = {}
+    for text in values:
+        name, equals, given = text.partition("=")
+        if not (equals and name.strip() and given.strip()):
+            raise click.BadParameter(f"expected NAME=VALUES, such as C=0.1,1,10, but found {text!r}.", param=param)
+        found[name.strip()] = _distribution(given.strip(), param) or [_value(v.strip()) for v in given.split(",")]
+    return found
+
+
+def _distribution(text: str, param: click.Parameter) -> Any:
+    matched = _RANGE.fullmatch(text)
+    if matched is None:
+        return None
+    from scipy import stats  # not quick to import
+
+    kind, *bounds = matched.groups()
+    try:
+        low, high = (int(b) if kind == "randint" else float(b) for b in bounds)
+        if not low < high or (kind == "loguniform" and low <= 0):
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(f"{text!r} needs two numbers, the smaller (of loguniform above 0) first.", param=param) from None
+    return stats.uniform(low, high - low) if kind == "uniform" else getattr(stats, kind)(low, high)
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"none": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+@click.command(
+    cls=ComputingCommand,
+    short_help="Search hyperparameters of one subject.",
+    epilog="\b\n"
+    "Examples:\n"
+    "  daskdecode search study.zarr --subject 01 --labels face,cat --param C=0.001,0.1,10\n"
+    "  daskdecode search study.zarr --param 'C=loguniform(1e-5,10)' --method random --n-iter 30 --scheduler local\n",
+)
+@click.argument("store")
+@click.option(
+    "--param",
+    "space",
+    multiple=True,
+    required=True,
+    callback=parameters,
+    metavar="NAME=VALUES",
+    help="Values with commas, or loguniform(a,b), uniform(a,b), randint(a,b); may be repeated.",
+)
+@click.option("--method", type=click.Choice(["grid", "random"]), default="grid", show_default=True)
+@click.option("--n-iter", type=click.IntRange(min=1), default=10, show_default=True, help="Settings that --method random draws.")
+@click.option("--seed", "random_state", type=int, default=0, show_default=True)
+@click.option("--no-nested", "nested", flag_value=False, default=True, help="Leave out what the choice is worth on other runs.")
+@click.option(
+    "--labels",
+    multiple=True,
+    callback=label_names,
+    metavar="face,cat",
+    help="Conditions to tell apart; may be repeated.  [default: all but rest]",
+)
+@click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
+@click.option("--subject", metavar="LABEL", help="Needed where the store has several.")
+@click.option("--session", metavar="LABEL", help="Only this session.  [default: all]")
+@click.option("--estimator", default="svc", show_default=True)
+@click.option("--cv", default="run", show_default=True, callback=_run_or_number, metavar="run|N", help="Leave one run out, or N folds.")
+@click.option("--scoring", default="roc_auc", show_default=True, help="A scikit-learn scorer, for each class against the rest.")
+@click.option(
+    "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."
+)
+@click.option("--memory-budget", callback=memory_size, metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the table, the figure and a JSON file.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.pass_context
+def search(ctx: click.Context, /, store: str, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Score every setting of some hyperparameters on STORE, and what choosing the best is worth."""
+    result = _run(store, progress=ctx.obj["progress"], **options)
+    if output is not None:
+        result.write(output)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    click.echo(str(result))
+    if output is not None:
+        click.echo(f"Results: {output}")
+
+
+def _run(
+    store: str,
+    *,
+    space: dict[str, Any],
+    method: Any,
+    n_iter: int,
+    random_state: int,
+    nested: bool,
+    labels: Sequence[str] | None,
+    subject: str | None,
+    session: str | None,
+    progress: bool,
+    **options: Any,
+) -> Any:
+    import numpy as np
+
+    from daskdecode.data.select import select_labels
+    from daskdecode.models.decoder import Decoder
+    from daskdecode.schema import LABEL
+    from daskdecode.store.open import open_subject
+    from daskdecode.study.subject import wanted_labels
+    from daskdecode.tuning.search import search as run_search
+
+    whole = open_subject(store, subject, session)
+    ds = select_labels(whole, wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist()))
+    how = {"method": method, "n_iter": n_iter, "random_state": random_state, "nested": nested, "refit": False}
+    with progress_bar("Searching", show=progress) as moved:
+        return run_search(Decoder(**options), ds, space, **how, progress=moved)

@@ -1,0 +1,51 @@
+"""search: numbers against the library, files, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+import daskdecode as dd
+
+ONE = ("--subject", "01", "--labels", "face,cat", "--mask", "vt")
+
+
+def test_search_gives_the_library_s_numbers_and_files(run, store, tmp_path):
+    result = run("search", store, *ONE, "--param", "C=0.001,0.1,10", "--output", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    ds = dd.select_labels(dd.open_subject(store, "01"), ["face", "cat"])
+    expected = dd.search(dd.Decoder(mask="vt"), ds, {"C": [0.001, 0.1, 10]}, refit=False)
+    assert found["nested_scores"] == pytest.approx(expected.nested_scores_.tolist())
+    assert found["best_params"] == expected.best_params_
+    table = pd.read_csv(tmp_path / "out" / "search.tsv", sep="\t")
+    assert table["mean_test_score"][0] == pytest.approx(expected.best_score_)
+    assert json.loads((tmp_path / "out" / "search.json").read_text()) == found
+    assert (tmp_path / "out" / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_random_settings_and_a_table_as_text(run, store):
+    how = ["--param", "C=loguniform(1e-4,10)", "--method", "random", "--n-iter", "3", "--no-nested"]
+    result = run("search", store, *ONE, *how)
+    assert result.exit_code == 0, result.output
+    assert "3 settings of svc, random search, roc_auc" in result.stdout
+    assert "optimistic" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--param", "C"], "expected NAME=VALUES"),
+        (["--param", "C=loguniform(0,1)"], "needs two numbers"),
+        (["--param", "C=loguniform(0.1,1)"], "'C' is a distribution"),
+        (["--param", "sea=1,2"], "no parameter 'sea'"),
+        ([], "--param"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(run, store, options, message):
+    result = run("search", store, *ONE, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
