@@ -128,7 +128,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     "--confounds",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Table with a row a volume of the one subject: each fold regresses all columns out of the voxels.",
+    help="Table with a row a volume: each fold regresses all columns out of the voxels. Of several subjects, a path with {subject} in it.",
 )
 @click.option(
     "--engine",

@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 
 from daskdecode.cli.command import progress_bar
-from daskdecode.data.confounds import assign_confounds
-from daskdecode.errors import DaskDecodeError, SelectionError
+from daskdecode.errors import DaskDecodeError
 from daskdecode.models.decoder import Decoder
 from daskdecode.results.result import check_results_folder
 from daskdecode.results.scores import summarize
@@ -68,16 +67,11 @@ def run_decode(
     decoder, asked = Decoder(mask=mask, standardize=how, **options), Permutations(permutations, exchange)
     stored, unconverted = stored_subjects(store)
     if subject is None and len(stored) + len(unconverted) > 1:
-        if confounds is not None:
-            raise SelectionError(f"{confounds} holds the confounds of one subject, but the store has several: name the one with --subject.")
-        return _run_study(store, decoder, output, labels=labels, session=session, permutations=asked, progress=progress)
+        which = {"labels": labels, "session": session, "confounds": confounds}
+        return _run_study(store, decoder, output, **which, permutations=asked, progress=progress)
     whole = open_subject(store, subject, session)
-    if confounds is not None:
-        known = set(whole.coords)
-        whole = assign_confounds(whole, confounds)
-        decoder.set_params(confounds=[str(name) for name in whole.coords if name not in known])
     wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
-    question = Question(decoder, wanted, session, asked, str(Path.cwd()))
+    question = Question(decoder, wanted, session, asked, str(Path.cwd()), confounds)
     return _write(*_fit(whole, question, progress=progress), whole, output)
 
 

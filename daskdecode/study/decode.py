@@ -40,6 +40,7 @@ def decode_study(
     mask: Any = None,
     subjects: str | Sequence[str] | None = None,
     session: str | None = None,
+    confounds: Any = None,
     folder: str | os.PathLike[str] | None = None,
     permutations: int = 0,
     exchange: str = "within_run",
@@ -62,6 +63,9 @@ def decode_study(
         With or without ``sub-``. Default: all.
     session : str, optional
         Only this session. Default: all sessions of a subject together.
+    confounds : path or mapping, optional
+        For each subject a table as :func:`daskdecode.assign_confounds` takes it, a row a volume of all its runs: a path with ``{subject}``
+        in it, or a mapping of subject to path or DataFrame. Each fold regresses all columns out.
     folder : path, optional
         Where results go: for each subject, as it ends, what :func:`daskdecode.write_results` and :func:`daskdecode.write_report` write;
         at the end ``study_scores.tsv`` (a row a subject, fold and class), ``study_subjects.tsv`` (a row a subject) and
@@ -121,6 +125,7 @@ def decode_study(
         mask=mask,
         subjects=subjects,
         session=session,
+        confounds=confounds,
         folder=folder,
         permutations=Permutations(permutations, exchange, random_state),
         progress=progress,
@@ -136,6 +141,7 @@ def decode_subjects(
     mask: Any = None,
     subjects: str | Sequence[str] | None = None,
     session: str | None = None,
+    confounds: Any = None,
     folder: str | os.PathLike[str] | None = None,
     permutations: Permutations,
     progress: bool = True,
@@ -149,7 +155,8 @@ def decode_subjects(
     chosen = _chosen(subjects, stored, unconverted, store)
     stored = {name: stored[name] for name in chosen if name in stored}
     asked = clone(decoder).set_params(progress=None, **({} if mask is None else {"mask": mask}))
-    question = Question(asked, _labels(labels, stored), session, permutations, str(Path.cwd()))
+    _check_confounds(confounds, len(stored))
+    question = Question(asked, _labels(labels, stored), session, permutations, str(Path.cwd()), confounds)
     target = None if folder is None else check_results_folder(folder).absolute()
     found = {name: failure(name, DaskDecodeError(f"It could not be converted: {why}")) for name, why in unconverted.items()}
     found |= _done(stored, question, target)
@@ -177,6 +184,16 @@ def _check_permutations(asked: Permutations) -> None:
         raise DecodingError(f"permutations={n!r} must be a whole number, 0 for no test.")
     if asked.exchange not in ("within_run", "blocks"):
         raise DecodingError(f"Unknown exchange={asked.exchange!r}. {nearest(str(asked.exchange), ['within_run', 'blocks'])}")
+
+
+def _check_confounds(confounds: Any, n_subjects: int) -> None:
+    """One table cannot hold the confounds of several subjects."""
+    of_each = isinstance(confounds, Mapping) or "{subject}" in str(confounds)
+    if confounds is not None and not of_each and n_subjects > 1:
+        raise SelectionError(
+            f"confounds= is one table, but there are {n_subjects} subjects: give a path with {{subject}} in it, such as "
+            "'confounds/sub-{subject}.tsv', or choose one subject."
+        )
 
 
 def _chosen(subjects: str | Sequence[str] | None, stored: Iterable[str], unconverted: Iterable[str], store: Any) -> list[str]:

@@ -129,6 +129,13 @@ def mask_content(mask: Any, known: Mapping[str, str], where: str) -> Any:
     return ["values", shown(np.asarray(mask))]
 
 
+def table_content(table: Any, where: str) -> Any:
+    """What a table holds, JSON-able: a file's bytes, or columns and values."""
+    if isinstance(table, str | os.PathLike):
+        return hashlib.sha256(Path(where, table).read_bytes()).hexdigest()
+    return None if table is None else shown(table.to_dict("list"))
+
+
 def numbers(value: Any) -> float:
     """A number of a record: JSON has no NaN, which stands there as null."""
     return float("nan") if value is None else float(value)

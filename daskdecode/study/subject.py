@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from sklearn.base import clone
 
+from daskdecode.data.confounds import assign_confounds
 from daskdecode.data.mask import mean_image
 from daskdecode.data.select import select_labels
 from daskdecode.engine.plan import memory_budget
@@ -53,7 +54,9 @@ class Question:
     session : str or None
     permutations : Permutations
     where : str
-        The folder that relative paths of masks start from.
+        The folder that relative paths start from.
+    confounds : path, DataFrame or mapping, optional
+        A table for :func:`daskdecode.assign_confounds`; each fold regresses all its columns out. A path may contain ``{subject}``.
     """
 
     decoder: Any
@@ -61,9 +64,21 @@ class Question:
     session: str | None
     permutations: Permutations
     where: str
+    confounds: Any = None
 
-    def decoder_for(self, subject: str, masks: Sequence[str], nbytes: int | None) -> Any:
-        """Return a decoder of this subject's own, with its mask, which takes no more memory than it may."""
+    def prepare(self, whole: xr.Dataset, subject: str, nbytes: int | None) -> tuple[xr.Dataset, Any]:
+        """Return what is to be decoded of a subject, lazy, and a decoder of its own."""
+        table = for_subject(self.confounds, subject)
+        if table is None:
+            ds = select_labels(whole, self.labels)
+            return ds, self._decoder_for(subject, mask_names(ds), nbytes)
+        ds = assign_confounds(whole, Path(self.where, table) if isinstance(table, str) else table)
+        added = [str(name) for name in ds.coords if name not in whole.coords]
+        ds = select_labels(ds, self.labels)
+        return ds, self._decoder_for(subject, mask_names(ds), nbytes).set_params(confounds=added)
+
+    def _decoder_for(self, subject: str, masks: Sequence[str], nbytes: int | None) -> Any:
+        """Return a decoder with the subject's mask, which takes no more memory than it may."""
         decoder = clone(self.decoder)
         mask = for_subject(decoder.mask, subject)
         if isinstance(mask, str) and mask not in masks and str(Path.cwd()) != self.where:
@@ -82,6 +97,7 @@ class Question:
             {
                 "runs": content["runs"],
                 "mask": record.mask_content(mask, content["masks"], self.where),
+                "confounds": record.table_content(for_subject(self.confounds, stored.subject), self.where),
                 "decoder": [type(self.decoder).__name__, record.shown_all(asked)],
                 "labels": sorted(self.labels),
                 "permutations": record.shown_all(vars(self.permutations)),
@@ -127,9 +143,8 @@ class DecodeSubject:
 
     def check(self) -> None:
         """Raise what can be known to be wrong without reading data, whatever memory there is."""
-        question = self.question
-        ds = select_labels(self.stored.open(question.session), question.labels)
-        question.decoder_for(self.stored.subject, mask_names(ds), _PLENTY).explain(ds)
+        ds, decoder = self.question.prepare(self.stored.open(self.question.session), self.stored.subject, _PLENTY)
+        decoder.explain(ds)
 
     def _require_folder(self) -> None:
         if self.folder is not None and not self.folder.is_dir():
@@ -187,8 +202,7 @@ def fit_subject(
     test : dict or None
         ``PermutationTest.to_dict()``.
     """
-    ds = select_labels(whole, question.labels)
-    decoder = question.decoder_for(subject, mask_names(ds), nbytes)
+    ds, decoder = question.prepare(whole, subject, nbytes)
     asked, test = question.permutations, None
     if asked.n_permutations:
         options: dict[str, Any] = {"exchange": asked.exchange, "random_state": asked.random_state, "path": partial, "progress": progress}

@@ -166,4 +166,4 @@ def test_decode_scales_and_cleans_inside_the_folds(run, store, tmp_path):
     assert provenance["confounds"] == ["trans_x", "rot_z"]
     several = run("decode", store, *options, "--output", tmp_path / "other")
     assert several.exit_code == 2
-    assert "name the one with --subject" in several.stderr
+    assert "give a path with {subject} in it" in several.stderr

@@ -315,3 +315,30 @@ def test_notes_name_the_subjects(study_store):
     with pytest.warns(UserWarning, match="^Subjects 01, 02: .* same run in training and test") as told:
         decode_study(study_store, decoder(cv=3), labels=LABELS, progress=False)
     assert len(told) == 1
+
+
+def test_confounds_of_each_subject(study_store, tmp_path):
+    tables = {}
+    for subject in ("01", "02", "03"):
+        n = dd.open_subject(study_store, subject).sizes["time"]
+        tables[subject] = pd.DataFrame({"trans_x": np.random.default_rng(int(subject)).standard_normal(n)})
+        tables[subject].to_csv(tmp_path / f"sub-{subject}.tsv", sep="\t", index=False)
+    asked = {"labels": LABELS, "folder": tmp_path / "out", "progress": False, "confounds": str(tmp_path / "sub-{subject}.tsv")}
+    scores = decode_study(study_store, decoder(), **asked)
+    assert scores.status.values.tolist() == ["done", "done", "done", "failed"]
+    for subject, table in tables.items():
+        ds = dd.select_labels(dd.assign_confounds(dd.open_subject(study_store, subject), table), LABELS)
+        one = decoder(confounds=["trans_x"]).fit(ds)
+        assert scores.score.sel({"subject": subject, "class": "cat"}).values[: len(one.cv_)].tolist() == one.cv_scores_["cat"]
+    by_mapping = decode_study(study_store, decoder(), **asked | {"confounds": tables, "subjects": list(tables), "folder": None})
+    assert by_mapping.score.equals(scores.score.sel(subject=list(tables)))
+    # Another table for one of them: only that one is decoded again.
+    tables["02"].iloc[::-1].to_csv(tmp_path / "sub-02.tsv", sep="\t", index=False)
+    counting = CountingStore(LocalStore(study_store))
+    decode_study(counting, decoder(), **asked)
+    assert read_subjects(counting) == {"sub-02"}
+
+
+def test_one_table_of_confounds_is_not_of_several_subjects(study_store):
+    with pytest.raises(SelectionError, match="one table, but there are 4 subjects"):
+        decode_study(study_store, decoder(), labels=LABELS, confounds="table.tsv", progress=False)
