@@ -26,6 +26,8 @@ _LOST: Final = tuple(
     getattr(_scheduler, name) for name in ("KilledWorker", "NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)
 )
 """What work ends with when it has no worker left; older releases have no NoWorkerError."""
+_LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1GB"}
+"""Gram matrices and masks travel with the graph on purpose: scattered, which Dask advises, they would be lost with their worker."""
 
 
 def connect(
@@ -168,9 +170,15 @@ class _Client(Client):
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """Compute a graph, as Dask's collections ask for."""
         try:
-            return Client.get(self, *args, **kwargs)
+            with dask.config.set(_LARGE):
+                return Client.get(self, *args, **kwargs)
         except _LOST as error:
             raise ClusterError(lost(error)) from error
+
+    def persist(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep what a graph gives on the workers."""
+        with dask.config.set(_LARGE):
+            return Client.persist(self, *args, **kwargs)
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
         """Close the client, then the scheduler and the workers that are its own."""

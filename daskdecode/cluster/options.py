@@ -135,6 +135,11 @@ def _mapping(given: Any) -> dict[str, Any]:
     return dict(given)
 
 
+def _volumes(given: Any) -> dict[str, str]:
+    """Names of persistent volume claims by the path at which pods see them."""
+    return {_path(path): _name(claim) for path, claim in _mapping(given).items()}
+
+
 def _environment(given: Any) -> dict[str, str]:
     return {_name(name): _text(str(value)) for name, value in _mapping(given).items()}
 
@@ -166,7 +171,7 @@ def _address(given: Any) -> str:
 OPTIONS: Final[dict[str, Option]] = {
     # of any cluster
     "timeout_s": Option(_number(0.1, whole=False), KINDS),
-    "tls": Option(_tls, KINDS),
+    "tls": Option(_tls, KINDS - REMOTE),
     # of one that connect starts
     "n_workers": Option(_workers, STARTED),
     "threads_per_worker": Option(_number(1, whole=True), STARTED - {"threads"}),
@@ -193,7 +198,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "image": Option(_name, REMOTE),
     "service_account": Option(_name, frozenset({"kubernetes"})),
     "environment": Option(_environment, REMOTE),
-    "volumes": Option(_mapping, frozenset({"kubernetes"})),
+    "volumes": Option(_volumes, frozenset({"kubernetes"})),
     "auth": Option(_name, frozenset({"gateway"})),
     "options": Option(_mapping, frozenset({"gateway"})),
 }

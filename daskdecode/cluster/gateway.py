@@ -1,0 +1,68 @@
+"""Clusters that a dask-gateway server starts for its users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed.security import Security
+
+from daskdecode.cluster.batch import N_WORKERS, require
+from daskdecode.cluster.spec import ClusterSpec
+from daskdecode.errors import ClusterError, ClusterSpecError
+
+
+def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001  # a gateway makes credentials of its own
+    """Ask the gateway for a cluster, and for workers.
+
+    Raises
+    ------
+    ClusterSpecError
+        dask-gateway is missing, no address is known, or the gateway does not know an option.
+    ClusterError
+        The gateway does not answer, or refuses.
+    """
+    dask_gateway = require(spec.kind, "dask_gateway", "gateway")
+    try:
+        gateway = dask_gateway.Gateway(spec.get("address"), auth=spec.get("auth"))
+    except ValueError as error:
+        raise ClusterSpecError(
+            f"The gateway is not known: {error} Give address= (http://host:port), or set gateway.address in Dask's configuration."
+        ) from error
+    try:
+        offered = gateway.cluster_options()
+        wanted = _wanted(spec)
+        unknown = sorted(set(wanted) - set(offered))
+        if unknown:
+            raise ClusterSpecError(
+                f"The gateway does not let its users choose {', '.join(unknown)}. It offers: {', '.join(offered) or 'nothing'}."
+            )
+        offered.update(**wanted)
+        cluster = gateway.new_cluster(offered, shutdown_on_close=True)
+    except ClusterSpecError:
+        raise
+    except Exception as error:  # of the gateway, of aiohttp, of the network: they share no class
+        raise ClusterError(
+            f"The gateway {gateway.address} does not start a cluster: {' '.join(str(error).split()) or type(error).__name__}."
+        ) from error
+    fewest, most = spec.workers(N_WORKERS)
+    cluster.adapt(minimum=fewest, maximum=most)
+    return cluster
+
+
+def _wanted(spec: ClusterSpec) -> dict[str, Any]:
+    """Options under the names that most gateways give them."""
+    said = {"worker_cores": spec.get("threads_per_worker"), "image": spec.get("image"), "environment": spec.get("environment")}
+    if (nbytes := spec.get("memory_limit")) is not None:
+        said["worker_memory"] = nbytes / 2**30  # gateways count in GiB
+    own: dict[str, Any] = spec.get("options", {})
+    return {name: value for name, value in said.items() if value is not None} | own
+
+
+def why_no_workers(cluster: Any) -> str:
+    """A gateway does not say why workers do not come."""
+    return f"The gateway has started cluster {cluster.name}, but none of its workers. Its logs say why; ask whoever runs it."
+
+
+def hopeless(cluster: Any) -> str | None:  # noqa: ARG001
+    """Nothing is known of it."""
+    return None

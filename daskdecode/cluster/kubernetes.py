@@ -1,0 +1,147 @@
+"""Pods by way of Dask's Kubernetes operator, from a manifest of our own.
+
+dask-kubernetes would write one too, but it starts ``dask-scheduler`` and ``dask-worker``, which images of today no longer have.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import Any, Final
+
+from distributed.security import Security
+
+from daskdecode.cluster.batch import N_WORKERS, require
+from daskdecode.cluster.spec import ClusterSpec
+from daskdecode.errors import ClusterError, ClusterSpecError
+
+IMAGE: Final = "daskdecode:latest"
+"""As ``deploy/docker`` builds it; clusters other than a local one need the name of a registry before it."""
+_NAME: Final = "dask.org/cluster-name"
+
+
+def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001  # as of the other kinds
+    """Ask the operator for a scheduler and workers, and wait for the scheduler.
+
+    Raises
+    ------
+    ClusterSpecError
+        dask-kubernetes is missing.
+    ClusterError
+        The operator does not do it: no cluster answers, the operator is not installed, the image cannot be fetched.
+    """
+    operator = require(spec.kind, "dask_kubernetes.operator", "kubernetes")
+    name = f"daskdecode-{uuid.uuid4().hex[:8]}"
+    try:
+        cluster = operator.KubeCluster(
+            custom_cluster_spec=manifest(spec, name),
+            namespace=spec.get("namespace"),
+            resource_timeout=math.ceil(spec.timeout_s),
+            shutdown_on_close=True,
+            quiet=True,
+        )
+    except Exception as error:  # of half a dozen libraries below it, which share no class
+        raise ClusterError(f"Kubernetes did not start a scheduler: {' '.join(str(error).split()) or type(error).__name__}.") from error
+    fewest, most = spec.workers(N_WORKERS)
+    if fewest != most:
+        cluster.adapt(minimum=fewest, maximum=most)
+    return cluster
+
+
+def manifest(spec: ClusterSpec, name: str) -> dict[str, Any]:
+    """A DaskCluster: what ``kubectl apply`` takes where the operator is installed.
+
+    Parameters
+    ----------
+    spec : ClusterSpec
+    name : str
+        Of the cluster; Kubernetes wants at most 63 characters of ``a-z``, ``0-9`` and ``-``.
+
+    Raises
+    ------
+    ClusterSpecError
+        How large a worker should be is not said.
+    """
+    n_threads, nbytes = spec.get("threads_per_worker"), spec.get("memory_limit")
+    if n_threads is None or nbytes is None:
+        raise ClusterSpecError("How large a pod should be is said nowhere: give threads_per_worker= and memory_limit=.")
+    work = [
+        "dask",
+        "worker",
+        "--name",
+        "$(DASK_WORKER_NAME)",
+        "--nthreads",
+        str(n_threads),
+        "--memory-limit",
+        str(nbytes),
+        "--no-dashboard",
+    ]
+    worker = _pod(spec, "worker", work, {"cpu": str(n_threads), "memory": str(nbytes)})
+    # A large graph is unpacked here: half a core and 2 GB carry some 10^5 tasks.
+    scheduler = _pod(spec, "scheduler", ["dask", "scheduler", "--host", "0.0.0.0"], {"cpu": "500m", "memory": "2G"})
+    container = scheduler["containers"][0]
+    ports = {"tcp-comm": 8786, "http-dashboard": 8787}
+    container["ports"] = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
+    container["readinessProbe"] = {"httpGet": {"port": "http-dashboard", "path": "/health"}, "initialDelaySeconds": 1, "periodSeconds": 2}
+    service = {
+        "type": "ClusterIP",
+        "selector": {_NAME: name, "dask.org/component": "scheduler"},
+        "ports": [{"name": port, "protocol": "TCP", "port": number, "targetPort": port} for port, number in ports.items()],
+    }
+    return {
+        "apiVersion": "kubernetes.dask.org/v1",
+        "kind": "DaskCluster",
+        "metadata": {"name": name},
+        "spec": {
+            "worker": {"replicas": spec.workers(N_WORKERS)[0], "spec": worker},
+            "scheduler": {"spec": scheduler, "service": service},
+        },
+    }
+
+
+def _pod(spec: ClusterSpec, role: str, command: list[str], size: dict[str, str]) -> dict[str, Any]:
+    """A pod of one container that may do nothing but compute."""
+    volumes = spec.get("volumes", {})
+    mounts = {path: f"volume-{n}" for n, path in enumerate(volumes)}
+    environment = spec.get("environment", {})
+    container: dict[str, Any] = {
+        "name": role,
+        "image": spec.get("image", IMAGE),
+        "args": command,
+        "resources": {"requests": size, "limits": dict(size)},
+        "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}},
+    }
+    if environment:
+        container["env"] = [{"name": name, "value": value} for name, value in environment.items()]
+    if mounts:
+        container["volumeMounts"] = [{"name": name, "mountPath": path} for path, name in mounts.items()]
+    pod: dict[str, Any] = {"containers": [container]}
+    if mounts:
+        pod["volumes"] = [{"name": name, "persistentVolumeClaim": {"claimName": volumes[path]}} for path, name in mounts.items()]
+    if account := spec.get("service_account"):
+        pod["serviceAccountName"] = account
+    return pod
+
+
+def why_no_workers(cluster: Any) -> str:
+    """What Kubernetes says of pods that do not run."""
+    kr8s = require("kubernetes", "kr8s", "kubernetes")
+    said = []
+    try:
+        for pod in kr8s.get("pods", namespace=cluster.namespace, label_selector={_NAME: cluster.name, "dask.org/component": "worker"}):
+            said += _complaints(pod.name, pod.raw.get("status", {}))
+    except Exception as error:
+        return f"Kubernetes does not say why: {' '.join(str(error).split())}."
+    return " ".join(said[:3]) or "Kubernetes has made no pod for a worker: does its operator run (kubectl get pods -A)?"
+
+
+def _complaints(pod: str, status: dict[str, Any]) -> list[str]:
+    waiting = [state["state"]["waiting"] for state in status.get("containerStatuses", []) if "waiting" in state.get("state", {})]
+    conditions = [condition for condition in status.get("conditions", []) if condition.get("status") == "False"]
+    found = [f"{one.get('reason', '')}: {one['message']}" for one in [*waiting, *conditions] if one.get("message")]
+    return [f"Kubernetes says of pod {pod}: {said}." for said in found]
+
+
+def hopeless(cluster: Any) -> str | None:  # noqa: ARG001
+    """Kubernetes tries again for ever, and often it comes right."""
+    return None
