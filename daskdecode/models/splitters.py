@@ -66,8 +66,9 @@ def inner_splits(cv: Any, train: Ints, y: NDArray[Any], groups: NDArray[Any] | N
     inside_groups = None if groups is None else groups[train]
     if isinstance(rule, LeaveOneGroupOut) and groups is not None and np.unique(groups[train]).size < 2:
         raise DecodingError(
-            "tune='nested' chooses hyperparameters by leaving out one of the training runs, which needs at least 3 runs; there are "
-            f"{np.unique(groups).size}. Give a single setting (param_grid={{'C': 1}}), another cv=, or tune='held_out' (optimistic)."
+            "tune='nested' chooses hyperparameters by leaving out one of the training runs, which takes at least 2 of them, and a fold "
+            f"has only one (in all there are {np.unique(groups).size} runs). Give a single setting (param_grid={{'C': 1}}), another cv=, "
+            "or tune='held_out' (optimistic)."
         )
     try:
         splits = _split(rule, y[train], inside_groups)

@@ -40,9 +40,10 @@ def cross_decode(
         Configured; it is not changed. Its ``cv`` is not used outside; inside, tuning leaves out one training run at a time.
     X, y, groups
         As for :meth:`daskdecode.Decoder.fit`.
-    train, test : mapping, sequence of runs, or ndarray of bool
+    train, test : mapping, sequence of runs, or sequence of bool
         - a mapping from labels to the classes they stand for: ``train={"face": "animate", "house": "inanimate"},
-          test={"cat": "animate", "chair": "inanimate"}``; other labels are left out;
+          test={"cat": "animate", "chair": "inanimate"}``; other labels are left out. Classes that are all numbers
+          stay numbers;
         - runs by name: ``train=["1", "2"], test=["3"]``;
         - a mask, shape (n_samples,).
 
@@ -65,16 +66,15 @@ def cross_decode(
     trains, train_classes = _side("train", train, samples)
     tests, test_classes = _side("test", test, samples)
     both = trains & tests
-    clash = np.flatnonzero(both & (train_classes.astype(str) != test_classes.astype(str)))
-    if clash.size:
-        raise DecodingError(
-            f"Label {samples.y[clash[0]]!s} stands for {train_classes[clash[0]]!s} in train and for {test_classes[clash[0]]!s} in test."
-        )
-    strange = sorted(set(map(str, test_classes[tests])) - set(map(str, train_classes[trains])))
+    for row in np.flatnonzero(both).tolist():
+        learnt, asked = train_classes[row], test_classes[row]
+        if _text(learnt) != _text(asked):
+            raise DecodingError(f"Label {samples.y[row]!s} stands for {learnt!s} in train and for {asked!s} in test.")
+    strange = sorted(set(map(_text, test_classes[tests])) - set(map(_text, train_classes[trains])))
     if strange:
         raise DecodingError(f"test has class {strange[0]!r}, which train has not: a decoder can only find classes that it was trained on.")
     rows = np.flatnonzero(trains | tests)
-    labels = np.where(trains, train_classes, test_classes)[rows]
+    labels = _of_one_kind(np.where(trains, train_classes, test_classes)[rows].tolist())
     folds = _folds(trains[rows], tests[rows], None if samples.groups is None else samples.groups[rows])
     found: Decoder = clone(decoder).set_params(mask=None, cv=folds)
     found.fit(*_take(samples, rows, labels), confounds=samples.confound_table(rows))
@@ -84,19 +84,20 @@ def cross_decode(
 
 
 def _side(name: str, wanted: Any, samples: Samples) -> tuple[Bools, NDArray[Any]]:
-    """Samples of one side, and the class that each sample's label stands for."""
-    y = np.asarray(samples.y)
-    classes: NDArray[Any] = y
+    """Samples of one side, and the class that each sample's label stands for, as it was given (dtype object)."""
+    labels: list[Any] = np.asarray(samples.y).tolist()
+    classes = np.empty(len(labels), dtype=object)
+    classes[:] = labels
     if isinstance(wanted, Mapping):
-        names = {str(k): str(v) for k, v in wanted.items()}
-        _check_known(name, "label", names, np.unique(y.astype(str)))
-        text = y.astype(str)
-        chosen = np.isin(text, list(names))
-        classes = np.array([names.get(label, "") for label in text.tolist()])
-    elif isinstance(wanted, np.ndarray) and wanted.dtype == bool:
-        if wanted.shape != y.shape:
-            raise DecodingError(f"{name} is a mask of shape {wanted.shape} but X has {y.size} samples.")
-        chosen = wanted
+        stands_for = {_text(label): plain(given) for label, given in wanted.items()}
+        text = [_text(label) for label in labels]
+        _check_known(name, "label", stands_for, sorted(set(text)))
+        chosen = np.array([label in stands_for for label in text])
+        classes[:] = [stands_for.get(label) for label in text]
+    elif not isinstance(wanted, str) and isinstance(wanted, Iterable) and np.asarray(wanted).dtype == bool:
+        chosen = np.asarray(wanted)
+        if chosen.shape != classes.shape:
+            raise DecodingError(f"{name} is a mask of shape {chosen.shape} but X has {classes.size} samples.")
     elif isinstance(wanted, Iterable) and not isinstance(wanted, str):
         if samples.groups is None:
             raise DecodingError(f"{name} names runs, but the run of each sample is not known: pass groups=.")
@@ -107,7 +108,19 @@ def _side(name: str, wanted: Any, samples: Samples) -> tuple[Bools, NDArray[Any]
         raise DecodingError(f"{name} must be a mapping of labels to classes, a list of runs, or a mask; found {type(wanted).__name__}.")
     if not chosen.any():
         raise DecodingError(f"{name} selects no samples.")
-    return np.asarray(chosen), classes
+    return chosen, classes
+
+
+def _text(label: Any) -> str:
+    """What a label is called, as a number of whatever type: a key 1 names the label 1.0 too, which is what tables with gaps make of it."""
+    label = plain(label)
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def _of_one_kind(labels: list[Any]) -> NDArray[Any]:
+    """Labels as they are where all are numbers or all are of one type; else as text, so that 1 and "1" are one class."""
+    kinds = {type(label) for label in labels}
+    return np.asarray(labels if len(kinds) == 1 or kinds == {int, float} else [_text(label) for label in labels])
 
 
 def _check_known(side: str, kind: str, wanted: Iterable[str], known: Iterable[str]) -> None:

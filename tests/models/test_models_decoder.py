@@ -325,7 +325,7 @@ X, Y, G = make()
         ({}, (X, Y, G[:-1]), r"groups has shape \(47,\)"),
         ({}, (X, np.repeat("a", 48), G), "All 48 samples have the label a"),
         ({}, (X, Y, np.repeat("1", 48)), "at least 2 runs, but all samples are of run 1"),
-        ({}, (X, Y, np.repeat(["1", "2"], 24)), "needs at least 3 runs; there are 2"),
+        ({}, (X, Y, np.repeat(["1", "2"], 24)), r"takes at least 2 of them, and a fold has only one \(in all there are 2 runs\)"),
         ({}, (X, np.repeat(["a", "b", "a", "a"], 12), G), r"Fold 1 \(test run 2\): class 'b' has no training samples"),
         ({"mask": "roi"}, (X, Y, G), "mask= needs a grid"),
         ({}, (X[0], Y, G), "matrix of numbers"),

@@ -141,6 +141,51 @@ def test_what_cannot_be_crossed_is_named(train, test, message):
         cross_decode(Decoder(**SETTINGS), x, y, groups, train=train, test=test)
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "classes"),
+    [
+        ({0: 0, 2: 1}, {1: 0, 3: 1}, [0, 1]),
+        ({0: "a", 2: "b"}, {1: "a", 3: "b"}, ["a", "b"]),
+        ({0: True, 2: False}, {1: True, 3: False}, [False, True]),
+        ({np.int64(0): 5, 2.0: 7}, {"1": 5.0, "3": np.float64(7)}, [5, 7]),
+        ({0: 1, 2: 3}, {1: "1", 3: "3"}, ["1", "3"]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [int, float, str])
+def test_classes_stay_what_they_were_given_as(dtype, train, test, classes):
+    """Labels may be numbers, on either side of a mapping; what is told of a class goes by its own name."""
+    x, y, groups = make()
+    codes = np.array([LABELS.index(label) for label in y]).astype(dtype)
+    got = cross_decode(Decoder(**SETTINGS), x, codes, groups, train=train, test=test)
+    assert got.classes_.tolist() == classes
+    assert [type(c) for c in got.cv_scores_] == [type(c) for c in got.classes_.tolist()]
+    by_text = ({"face": "2", "house": "3"}, {"cat": "2", "shoe": "3"})
+    expected = list(cross_decode(Decoder(**SETTINGS), x, y, groups, train=by_text[0], test=by_text[1]).cv_scores_.values())
+    np.testing.assert_allclose(list(got.cv_scores_.values()), expected)
+
+
+def test_numbers_are_classes_without_a_mapping_too_and_a_list_may_be_a_mask():
+    x, y, groups = make()
+    codes = np.array([LABELS.index(label) for label in y])
+    kept = np.isin(codes, [0, 2])
+    first, last = kept & (groups != "4"), kept & (groups == "4")
+    got = cross_decode(Decoder(**SETTINGS), x, codes, groups, train=first.tolist(), test=last.tolist())
+    assert got.classes_.tolist() == [0, 2]
+    assert got.cv_scores_ == cross_decode(Decoder(**SETTINGS), x, codes, groups, train=first, test=last).cv_scores_
+    mixed = cross_decode(Decoder(**SETTINGS), x, codes, groups, train=first, test={0.0: 0, 2.0: 2})
+    assert mixed.classes_.tolist() == [0, 2]
+    with pytest.raises(DecodingError, match=r"train is a mask of shape \(3,\)"):
+        cross_decode(Decoder(**SETTINGS), x, codes, groups, train=[True, False, True], test=last)
+    with pytest.raises(DecodingError, match="not whole"):
+        cross_decode(Decoder(**SETTINGS), x, codes, groups, train={0: 0.5, 2: 1}, test={1: 0.5, 3: 1})
+
+
+def test_tuning_counts_the_training_runs():
+    x, y, groups = make()
+    with pytest.raises(DecodingError, match=r"and a fold has only one \(in all there are 3 runs\)"):
+        cross_decode(Decoder(screening_percentile=None), x, y, groups, train=["1"], test=["3", "4"])
+
+
 def test_without_runs_the_sets_must_be_apart():
     x, y, _ = make()
     decoder = Decoder(standardize=None, **SETTINGS)
