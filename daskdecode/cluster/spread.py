@@ -12,6 +12,9 @@ from typing import Any, Final, TypeVar
 import dask
 import psutil
 from dask.base import get_scheduler
+from dask.utils import format_bytes
+
+from daskdecode.errors import MemoryBudgetError
 
 logger = logging.getLogger("daskdecode")
 
@@ -130,4 +133,10 @@ def _budget(memory_limit: int | None, n_workers_here: int) -> int:
         return int(psutil.virtual_memory().available // 2 // n_workers_here)
     # Of the first time: what finished work leaves in the process is used again by the next.
     baseline = _baselines.setdefault("rss", psutil.Process().memory_info().rss)
-    return max(1, int(_USABLE * memory_limit) - baseline)
+    budget = int(_USABLE * memory_limit) - baseline
+    if budget <= 0:
+        raise MemoryBudgetError(
+            f"The memory limit of a worker, {format_bytes(memory_limit)}, leaves nothing for the work: Python and its packages take "
+            f"{format_bytes(baseline)} there, and a worker pauses when it is nearly full. Give workers more memory, or have fewer of them."
+        )
+    return budget

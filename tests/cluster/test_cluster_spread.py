@@ -7,11 +7,13 @@ import time
 from itertools import pairwise
 
 import dask
+import psutil
 import pytest
 from dask.delayed import delayed
 from distributed import Client, KilledWorker, LocalCluster
 
-from daskdecode.cluster.spread import run_each
+from daskdecode.cluster.spread import _budget, run_each
+from daskdecode.errors import MemoryBudgetError
 
 
 @pytest.fixture
@@ -25,6 +27,18 @@ def client():
         Client(cluster) as client,
     ):
         yield client
+
+
+@pytest.mark.parametrize("limit", [None, 0, 2**34, 2**20])
+def test_budgets_come_from_the_limit_of_the_worker(limit):
+    if limit == 2**20:
+        with pytest.raises(MemoryBudgetError, match="leaves nothing for the work"):
+            _budget(limit, 1)
+    elif limit:
+        assert 0 < limit * 0.7 - _budget(limit, 4) < psutil.virtual_memory().total  # what Python takes
+    else:
+        free = psutil.virtual_memory().available
+        assert _budget(limit, 4) == pytest.approx(free / 8, rel=0.2)
 
 
 class Times:
