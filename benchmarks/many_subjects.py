@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -134,17 +136,33 @@ def price(folder: Path, sizes: list[int]) -> None:
 # --- plan -------------------------------------------------------------------------------------------------------------------------
 
 
-def many_runs(folder: Path, n_subjects: int, n_runs: int = 10) -> list[dd.Run]:
-    """Runs of tiny images, a file each."""
+def one_subject(folder: Path, n_runs: int = 10) -> Path:
+    """Convert a subject of tiny images."""
     labels = [label for label in LABELS for _ in range(4)]
     rng = np.random.default_rng(0)
     runs = []
+    for number in range(n_runs):
+        path = folder / f"run-{number + 1:02}.nii"
+        nib.Nifti1Image(rng.integers(0, 99, (3, 4, 5, len(labels)), dtype=np.int16), np.eye(4)).to_filename(path)
+        runs.append(dd.Run(path, labels=labels, subject="0001", run=f"{number + 1:02}", repetition_time=2.0))
+    return Path(dd.convert(runs, folder / "study.zarr", mask="none", progress=False))
+
+
+def widen(store: Path, n_subjects: int) -> None:
+    """Make the root what it were if there were as many subjects like the first: planning reads nothing else."""
+    root = json.loads((store / "zarr.json").read_text())
+    plan, metadata = root["attributes"]["plan"], root["consolidated_metadata"]["metadata"]
+    text, n_files = json.dumps([plan["subjects"], plan["runs"], plan["sources"]]), len(plan["sources"])
+    every: dict[str, Any] = {"subjects": [], "runs": [], "sources": []}
     for subject in range(n_subjects):
-        for number in range(n_runs):
-            path = folder / f"sub-{subject + 1:04}_run-{number + 1:02}.nii"
-            nib.Nifti1Image(rng.integers(0, 99, (3, 4, 5, len(labels)), dtype=np.int16), np.eye(4)).to_filename(path)
-            runs.append(dd.Run(path, labels=labels, subject=f"{subject + 1:04}", run=f"{number + 1:02}", repetition_time=2.0))
-    return runs
+        subjects, runs, sources = json.loads(text.replace("0001", f"{subject + 1:04}"))
+        every["subjects"] += subjects
+        every["runs"] += [{**run, "source": run["source"] + n_files * subject} for run in runs]
+        every["sources"] += sources
+    root["attributes"]["plan"] = every
+    wide = {key.replace("0001", f"{n + 1:04}"): value for n in range(n_subjects) for key, value in metadata.items()}
+    root["consolidated_metadata"]["metadata"] = wide
+    (store / "zarr.json").write_text(json.dumps(root))
 
 
 class Nothing:
@@ -158,8 +176,8 @@ def plan(folder: Path, n_subjects: int) -> None:
     """Time until the first subject is begun; tasks; what the scheduler takes a task."""
     from distributed import Client, LocalCluster
 
-    store = folder / "study.zarr"
-    dd.convert(many_runs(folder, n_subjects), store, mask="none", progress=False)
+    store = one_subject(folder)
+    widen(store, n_subjects)
     decoder = dd.Decoder("svc")
     question = Question(decoder, LABELS, None, Permutations(), os.getcwd())  # noqa: PTH109
 
@@ -168,9 +186,9 @@ def plan(folder: Path, n_subjects: int) -> None:
 
     found = cost_here(planned)
     one = next(iter(found.value.values()))
-    import pickle
-
-    print(f"{n_subjects} subjects of 10 runs: planned in {found.cpu_s:.2f} CPU s ({found.wall_s:.2f} s), {len(found.value)} tasks")
+    size = (store / "zarr.json").stat().st_size / 1e6
+    print(f"{n_subjects} subjects of 10 runs, a root of {size:.0f} MB: planned in {found.cpu_s:.2f} CPU s ({found.wall_s:.2f} s)")
+    print(f"{len(found.value)} tasks")
     inner = decoder.explain(dd.select_labels(one.stored.open(), LABELS)).n_tasks
     print(f"a task is {len(pickle.dumps(one)):,} bytes; on its worker a subject makes about {inner} tasks: {inner * n_subjects:,} in all")
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
