@@ -37,6 +37,8 @@ _OPTIONS: Final = {
     r"\bmask='(auto|none)'": r"--mask \1",
     r"\brois=": "--roi",
     r"\btune='(nested|held_out)'": r"--tune \1",
+    r"\bnested=False(?: \(optimistic\))?": "--no-nested",
+    r"\bmethod='(grid|random)'": r"--method \1",
     r"\b(labels|task|space|desc|mask|subject|session|estimator|cv|tune|scoring|standardize|confounds|engine)=(?=[\s,.;:)]|$)": r"--\1",
     r"\brepetition_time=(?=[\s,.;:)]|$)": "--repetition-time",
     r"\bmemory_budget\b=?": "--memory-budget",

@@ -20,6 +20,7 @@ TINY = {
         ["--classes", "3", "--runs", "3", "--repeats", "4", "--shape", "16", "16", "9", "--voxels", "800", "--region", "60"],
         "largest difference of a score 0",
     ),
+    "search.py": (["--voxels", "600", "--settings", "2"], "the peer takes"),
     "voxel_order.py": ([], "Morton"),
 }
 

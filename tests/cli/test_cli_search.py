@@ -39,7 +39,7 @@ def test_random_settings_and_a_table_as_text(run, store):
     [
         (["--param", "C"], "expected NAME=VALUES"),
         (["--param", "C=loguniform(0,1)"], "needs two numbers"),
-        (["--param", "C=loguniform(0.1,1)"], "'C' is a distribution"),
+        (["--param", "C=loguniform(0.1,1)"], "'C' is a distribution: use --method random"),
         (["--param", "sea=1,2"], "no parameter 'sea'"),
         ([], "--param"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 
 import dask.array as da
 import numpy as np
@@ -74,7 +75,7 @@ def zscored(x, runs):
     return z
 
 
-def test_hyperband_finds_what_subjects_share(client):
+def test_hyperband_finds_what_subjects_share(client, tmp_path):
     x, y, subjects, runs = make()
     ds = dataset(x, y, subjects, runs)
     decoder = dd.Decoder(SGDClassifier(loss="log_loss", random_state=0), screening_percentile=None)
@@ -84,6 +85,11 @@ def test_hyperband_finds_what_subjects_share(client):
     assert found.cv_results_["test_score"][found.best_index_] == found.best_score_ == max(found.cv_results_["test_score"])
     assert "groups held out from the search" in str(found)
     assert len(found.to_frame()) == len(found.cv_results_["params"])
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert told["best_params"] == found.best_params_
+    assert told["cv_results"]["partial_fit_calls"][found.best_index_] >= 1
+    found.write(tmp_path)
+    assert (tmp_path / "search.png").exists()
     # The scores of the held-out subject are the model's own on that subject's z-scored runs.
     z = zscored(x, runs)
     scores = {s: roc_auc_score(y[subjects == s] == "c1", found.best_estimator_.decision_function(z[subjects == s])) for s in set(subjects)}
