@@ -44,6 +44,9 @@ from daskdecode.errors import DecodingError
 RETRIES = 2
 """Times that a task which raised is tried again on a cluster: a file system's hiccup passes, a fault of the estimator does not."""
 
+HELD_BLOCKS = 2
+"""Blocks of samples that the search holds besides those that fits wait for: of this round, and of the next, which is begun beforehand."""
+
 _NEEDS_STAND_IN = ("2025.1.0",)
 
 
@@ -204,7 +207,10 @@ class Hyperband(HyperbandSearchCV):  # type: ignore[misc]
         with warnings.catch_warnings():
             # A short list has fewer settings than a bracket asks for: then it tries them all.
             warnings.filterwarnings("ignore", message="The total space of parameters")
-            super().fit(X, y, **fit_params)
+            try:
+                super().fit(X, y, **fit_params)
+            finally:
+                _incremental.dask.recent.clear()
         return self
 
     def _get_SHAs(self, brackets: Any) -> dict[int, Any]:  # noqa: N802  # dask-ml's name
@@ -239,17 +245,38 @@ class _DaskForIncremental:
     distributed 2025.3 they refuse. Handing the same graphs to the Client does not wait. Everything else is dask's.
     """
 
+    def __init__(self) -> None:
+        self.recent: dict[Any, Future[Any]] = {}
+
     def __getattr__(self, name: str) -> Any:
         return getattr(dask, name)
 
-    @staticmethod
-    def delayed(function: Callable[..., Any]) -> Callable[..., _Submitted]:
+    def delayed(self, function: Callable[..., Any]) -> Callable[..., _Submitted]:
         """Run the function at once, on the cluster, with the priority of the annotation around the call."""
-        return partial(_submit, dask.delayed(function, pure=False))
+        return partial(self._submit, dask.delayed(function, pure=False))
+
+    def _submit(self, call: Callable[..., Delayed], *args: Any) -> _Submitted:
+        priority = dask.get_annotations().get("priority", 0)
+        task = call(*(self._on_cluster(a) for a in args))
+        return _Submitted(default_client().compute(task, priority=priority, optimize_graph=False, retries=RETRIES))
+
+    def _on_cluster(self, argument: Any) -> Any:
+        """Future of an argument. A block that all models of a round take is held while they are submitted, so that it is read once."""
+        if isinstance(argument, _Submitted):
+            return argument.future
+        if not isinstance(argument, Delayed):
+            return argument
+        found = self.recent.pop(argument.key, None)
+        if found is None:
+            found = default_client().compute(argument, optimize_graph=False, retries=RETRIES)
+        self.recent[argument.key] = found
+        while len(self.recent) > HELD_BLOCKS:
+            del self.recent[next(iter(self.recent))]
+        return found
 
     @staticmethod
     def persist(*collections: Any) -> tuple[Any, ...]:
-        """Start what is lazy, but leave blocks of samples: each fit brings its own."""
+        """Start what is lazy, but leave blocks of samples."""
         client = default_client()
         return tuple(client.persist(c, optimize_graph=False) if dask.is_dask_collection(c) else c for c in collections)
 
@@ -264,13 +291,6 @@ class _Submitted:
     def dask(self) -> dict[Any, Any]:
         """A graph of one key."""
         return {self.future.key: self.future}
-
-
-def _submit(call: Callable[..., Delayed], *args: Any) -> _Submitted:
-    unpacked = [a.future if isinstance(a, _Submitted) else a for a in args]
-    priority = dask.get_annotations().get("priority", 0)
-    # Blocks keep their keys: fits that wait for the same block share its reading.
-    return _Submitted(default_client().compute(call(*unpacked), priority=priority, optimize_graph=False, retries=RETRIES))
 
 
 def _futures_of(collection: Any) -> list[Any]:

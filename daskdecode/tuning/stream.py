@@ -27,7 +27,7 @@ from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
 from daskdecode.models.samples import Samples, as_samples
-from daskdecode.tuning.dask_ml import Hyperband, SampleBlocks, Split, Workers, workers
+from daskdecode.tuning.dask_ml import HELD_BLOCKS, Hyperband, SampleBlocks, Split, Workers, workers
 from daskdecode.tuning.result import SearchResult
 
 Floats = NDArray[np.float64]
@@ -100,7 +100,8 @@ def search_stream(
     -----
     Whole groups (subjects, or else runs) are held out twice: some score the models while they are trained, others only the winner.
     Training runs are shuffled and put together to blocks of up to 64 MiB, so that a block mixes groups. Peak memory of a worker: four
-    blocks for each of its threads and three times the validation samples, which are as many whole runs as a sixteenth of its memory holds.
+    blocks for each of its threads, two more, and three times the validation samples, which are as many whole runs as a sixteenth of its
+    memory holds.
     """
     found = workers()
     model = _model(decoder, distributions)
@@ -258,12 +259,12 @@ def _check_memory(
 ) -> None:
     block = int(max(sum(runs[r][1].nbytes for r in b) for b in blocks))
     chooses = int(sum(runs[r][1].nbytes for r in validation))
-    need = _COPIES * block * found.n_threads + 3 * chooses
+    need = _COPIES * block * found.n_threads + HELD_BLOCKS * block + 3 * chooses
     if need > _SHARE_OF_LIMIT * budget:
         raise MemoryBudgetError(
             f"A worker needs {format_bytes(need)}: {_COPIES} copies of a block of {format_bytes(block)} for each of its {found.n_threads} "
-            f"threads, and 3 of the {format_bytes(chooses)} that choose. It may take {_SHARE_OF_LIMIT:.0%} of {format_bytes(budget)}. Give "
-            "workers more memory or fewer threads, or apply a mask."
+            f"threads, {HELD_BLOCKS} blocks that wait, and 3 copies of the {format_bytes(chooses)} that choose. "
+            f"It may take {_SHARE_OF_LIMIT:.0%} of {format_bytes(budget)}. Give workers more memory or fewer threads, or apply a mask."
         )
 
 

@@ -141,7 +141,9 @@ def test_models_share_the_reading_of_a_block(client):
     ds, before = dataset(*make(n_subjects=10)), n_read() if "samples" in client.cluster.scheduler.task_prefixes else 0
     found = dd.search(dd.Decoder(SGDClassifier()), ds, SPACE, method="hyperband", n_iter=9, nested=False)
     n_fits = int(np.sum(found.cv_results_["partial_fit_calls"]))
-    assert n_read() - before < 0.6 * n_fits
+    # Three brackets of models, each with its own order of blocks: 9 a bracket, and one that is begun beforehand.
+    assert n_fits > 60
+    assert n_read() - before <= 3 * 11
 
 
 def test_no_group_is_on_two_sides(client, monkeypatch):
