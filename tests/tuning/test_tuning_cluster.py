@@ -46,7 +46,7 @@ def test_a_search_survives_a_killed_worker_with_the_same_numbers():
         expected = dd.search(decoder, x, grid, y, groups, refit=False)
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 10}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster),
     ):
         killed = {"stop": False}
@@ -99,7 +99,7 @@ def test_hyperband_stays_within_workers_that_hold_a_quarter_of_the_study():
     ds = pooled(n_subjects=16, n_runs=6, n_volumes=180, n_voxels=40_000)
     assert ds["bold"].nbytes > 4 * limit
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         pids = [nanny.pid for nanny in cluster.workers.values()]

@@ -54,7 +54,10 @@ class Fails(ClassifierMixin, BaseEstimator):
 
 @pytest.fixture
 def client():
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster, Client(cluster) as found:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as found,
+    ):
         yield found
     gc.collect()
 

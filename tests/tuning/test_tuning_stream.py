@@ -26,7 +26,10 @@ SPACE = {"alpha": loguniform(1e-4, 10.0)}
 
 @pytest.fixture(scope="module")
 def client():
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster, Client(cluster) as found:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as found,
+    ):
         yield found
     gc.collect()
 
