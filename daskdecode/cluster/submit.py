@@ -145,9 +145,9 @@ def _hand_over(spec: ClusterSpec, folder: Path) -> tuple[str, list[str]]:
     told = job_options(ClusterSpec(spec.kind, own))
     del told["shared_temp_directory"]
     job = getattr(importlib.import_module(f"dask_jobqueue.{spec.kind}"), system.job)(scheduler="", name="driver", **told)
-    # Paths are quoted for the shell; the commands themselves are read from job.json.
+    # Paths are quoted for the shell; the commands themselves are read from job.json. -u: the log can be followed.
     python, log = told["python"], shlex.quote(str(folder / LOG))
-    run = f"exec {python} -m daskdecode.cli driver {shlex.quote(str(folder))} > {log} 2>&1"
+    run = f"exec {python} -u -m daskdecode.cli driver {shlex.quote(str(folder))} > {log} 2>&1"
     setup = told.get("job_script_prologue", []) if spec.kind == "htcondor" else []  # it has no lines before the command
     job._command_template = "; ".join([*setup, run])
     script = folder / "driver.sh"

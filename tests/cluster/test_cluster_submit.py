@@ -29,17 +29,19 @@ def _state(run, name):
 
 def test_an_analysis_gives_what_it_gives_here(slurm, run, until, tmp_path):
     dd.simulate_study("bids", n_subjects=1, n_runs=3, shape=(7, 9, 8), n_blocks=1, signal=1.0)
-    analysis = ["convert", "bids", "s.zarr", "--mask", "none", "--", "decode", "s.zarr", "--output", "out; touch hacked", "--json"]
+    how = ["--estimator", "ridge_classifier", "--screening-percentile", "100", "--permutations", "1000", "--json"]
+    analysis = ["convert", "bids", "s.zarr", "--mask", "none", "--", "decode", "s.zarr", "--output", "out; touch hacked", *how]
     submitted = run("submit", "--cluster", "site.yaml", "--", *analysis)
     assert submitted.exit_code == 0, submitted.output
     name = submitted.stdout.strip()
     until(lambda: _state(run, name)["state"] not in ("queued", "running"), 120)
     assert _state(run, name)["state"] == "done", run("logs", name).stdout
     log = run("logs", name).stdout
-    there = json.loads(log[log.index("\n{") :])
+    there, _ = json.JSONDecoder().raw_decode(log[log.index("\n{") + 1 :])
     assert run("convert", "bids", "here.zarr", "--mask", "none").exit_code == 0
-    here = json.loads(run("decode", "here.zarr", "--output", "here", "--json").stdout)
+    here = json.loads(run("decode", "here.zarr", "--output", "here", *how).stdout)
     assert there["score"] == pytest.approx(here["score"], abs=1e-10)
+    assert (there["pvalue"], there["n_permutations"]) == (here["pvalue"], 1000)
     assert there["accuracy"] == pytest.approx(here["accuracy"], abs=1e-10)
     assert {p.name for p in Path("out; touch hacked").rglob("*.nii.gz")} == {p.name for p in Path("here").rglob("*.nii.gz")}
     assert not Path("hacked").exists()
