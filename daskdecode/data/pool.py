@@ -80,7 +80,17 @@ def pool_subjects(
     coords |= {name: first[name].variable for name in (schema.VOXEL, "i", "j", "k") if name in first.coords}
     kept = ("affine", "shape", "qform_code", "sform_code", "repetition_time", "store", "format_version")
     attrs = {name: first.attrs[name] for name in kept if name in first.attrs} | {"subject": ", ".join(map(_name, parts))}
+    attrs |= _repetition_times(parts)
     return xr.Dataset({schema.BOLD: ((schema.TIME, schema.VOXEL), signals)}, coords=coords, attrs=attrs)
+
+
+def _repetition_times(parts: Sequence[xr.Dataset]) -> dict[str, Any]:
+    """Each run's repetition time, by its name among all, only where they differ and are known: as a subject's dataset has it."""
+    each: dict[str, Any] = {}
+    for part in parts:
+        usual, own = part.attrs.get("repetition_time"), part.attrs.get("repetition_times", {})
+        each |= {f"sub-{_name(part)}/{run}": own.get(run, usual) for run in dict.fromkeys(schema.run_ids(part).tolist())}
+    return {"repetition_times": each} if len(set(each.values())) > 1 and None not in each.values() else {}
 
 
 def _datasets(study: Any, subjects: list[str] | None) -> list[xr.Dataset]:

@@ -15,6 +15,8 @@ from daskdecode.errors import DecodingError
 
 Ints = NDArray[np.intp]
 Exchange = Literal["within_run", "blocks"]
+Step = float | NDArray[np.float64] | None
+"""Seconds from one volume to the next: one number, that of each sample's run (n_samples,), or not known."""
 
 _GAP = 1.5
 """Volumes further apart than this many repetition times have something between them that was not selected."""
@@ -59,7 +61,7 @@ def exchangeable(
     groups: NDArray[Any] | None,
     times: NDArray[np.float64] | None = None,
     blocks: NDArray[Any] | None = None,
-    repetition_s: float | None = None,
+    step_s: Step = None,
 ) -> Exchangeable:
     """Lay out what may be exchanged.
 
@@ -70,7 +72,7 @@ def exchangeable(
     Parameters
     ----------
     exchange : {"within_run", "blocks"}
-    y, groups, times, repetition_s : as for :func:`stretches`
+    y, groups, times, step_s : as for :func:`stretches`
         ``groups`` None: one run.
     blocks : ndarray, shape (n_samples,), optional
         Block of each sample, where it is known. Default: the stretches.
@@ -84,14 +86,14 @@ def exchangeable(
     if exchange == "within_run":
         units = [np.flatnonzero(runs == run)[:, None] for run in range(runs.max() + 1)]
     else:
-        found_blocks = stretches(y, runs, times, repetition_s) if blocks is None else _given_blocks(blocks, y, runs)
+        found_blocks = stretches(y, runs, times, step_s) if blocks is None else _given_blocks(blocks, y, runs)
         units = []
         for run in range(runs.max() + 1):
             inside = [block for block in found_blocks if runs[block[0]] == run]
             units += [np.stack([b for b in inside if b.size == size]) for size in sorted({b.size for b in inside})]
     found = Exchangeable(tuple(units), y.size)
     if found.n_arrangements(y) < 2:
-        raise DecodingError(_nothing_to_exchange(exchange, y, runs, times, repetition_s))
+        raise DecodingError(_nothing_to_exchange(exchange, y, runs, times, step_s))
     return found
 
 
@@ -106,24 +108,20 @@ def _given_blocks(blocks: NDArray[Any], y: NDArray[Any], runs: Ints) -> list[Int
     return [np.flatnonzero(codes == block) for block in range(first.size)]
 
 
-def _nothing_to_exchange(
-    exchange: Exchange, y: NDArray[Any], runs: Ints, times: NDArray[np.float64] | None, repetition_s: float | None
-) -> str:
+def _nothing_to_exchange(exchange: Exchange, y: NDArray[Any], runs: Ints, times: NDArray[np.float64] | None, step_s: Step) -> str:
     if exchange == "within_run":
         return (
             "A permutation test exchanges labels within runs, but every run has a single label: no exchange would change anything. "
             "Check groups=, which names the run of each sample."
         )
-    shown = ", ".join(f"{y[b[0]]!s} x {b.size}" for b in stretches(y, runs, times, repetition_s) if runs[b[0]] == 0)
+    shown = ", ".join(f"{y[b[0]]!s} x {b.size}" for b in stretches(y, runs, times, step_s) if runs[b[0]] == 0)
     return (
         "exchange='blocks' exchanges blocks of equal length within runs, but no run has two blocks of the same length with different "
         f"labels (the first run: {shown}). Cut blocks to a common length, or use exchange='within_run' where samples are independent."
     )
 
 
-def stretches(
-    y: NDArray[Any], runs: NDArray[Any], times: NDArray[np.float64] | None = None, repetition_s: float | None = None
-) -> list[Ints]:
+def stretches(y: NDArray[Any], runs: NDArray[Any], times: NDArray[np.float64] | None = None, step_s: Step = None) -> list[Ints]:
     """Blocks: maximal stretches of neighbouring samples with one label within a run.
 
     Neighbours are samples that follow each other among those of their run: the rows of runs may be mixed.
@@ -135,27 +133,25 @@ def stretches(
     times : ndarray of float64, shape (n_samples,), optional
         Seconds from the start of the run. Where samples between two of the same label were not selected (rest), the step in time is
         larger, and a new block begins.
-    repetition_s : float, optional
-        Seconds from one volume to the next, which is what a step is measured by. Default: the smallest step in time, which is larger
-        where no two neighbouring volumes were selected.
+    step_s : float or ndarray of float64, shape (n_samples,), optional
+        Seconds from one volume to the next in each sample's run, which is what a step is measured by. Default: the smallest step in time
+        of the run, which is larger where no two neighbouring volumes were selected.
 
     Returns
     -------
     list of int arrays
         Sample indices, in order within each and by the first of each.
     """
-    usual = repetition_s if repetition_s is not None or times is None else _usual_step(times, runs)
+    by_run = [np.flatnonzero(runs == run) for run in np.unique(runs)]
     found: list[Ints] = []
-    for rows in _by_run(runs):
+    for rows in by_run:
         change = y[rows][1:] != y[rows][:-1]
-        if times is not None and usual is not None:
-            change = change | (np.diff(times[rows]) > _GAP * usual)
+        if times is not None:
+            steps = np.diff(times[rows])
+            usual = np.min(steps, where=steps > 0, initial=np.inf) if step_s is None else np.broadcast_to(step_s, y.shape)[rows[1:]]
+            change = change | (steps > _GAP * usual)
         found += np.split(rows, np.flatnonzero(change) + 1)
     return sorted(found, key=lambda block: int(block[0]))
-
-
-def _by_run(runs: NDArray[Any]) -> list[Ints]:
-    return [np.flatnonzero(runs == run) for run in np.unique(runs)]
 
 
 def times_of(X: Any) -> NDArray[np.float64] | None:
@@ -165,15 +161,16 @@ def times_of(X: Any) -> NDArray[np.float64] | None:
     return np.asarray(X[schema.TIME].values, dtype=np.float64)
 
 
-def repetition_of(X: Any, times: NDArray[np.float64] | None, groups: NDArray[Any] | None) -> float | None:
-    """Seconds from one volume to the next: what the dataset says, else the smallest step in time; None where neither is known."""
-    said = getattr(X, "attrs", {}).get("repetition_time")
-    if said is not None:
-        return float(said)
-    return None if times is None else _usual_step(times, np.zeros(times.size, dtype=str) if groups is None else groups)
+def step_of(X: Any) -> Step:
+    """Seconds from one volume to the next in each sample's run, (n_samples,), or one number for all, as far as X says it.
 
-
-def _usual_step(times: NDArray[np.float64], runs: NDArray[Any]) -> float | None:
-    step = np.concatenate([np.diff(times[rows]) for rows in _by_run(runs)])
-    step = step[step > 0]
-    return float(step.min()) if step.size else None
+    A Dataset says ``repetition_time``, and ``repetition_times`` (by :func:`daskdecode.schema.run_ids`) where its runs differ.
+    """
+    attrs = getattr(X, "attrs", {})
+    each = attrs.get("repetition_times")
+    if each is None:
+        said = attrs.get("repetition_time")
+        return None if said is None else float(said)
+    names = schema.run_ids(X).tolist() if schema.RUN in X.coords else []
+    # Runs that were named anew are not known by their old names: their own times tell.
+    return np.array([float(each[name]) for name in names]) if names and set(names) <= set(each) else None

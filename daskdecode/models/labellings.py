@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from sklearn.model_selection import LeaveOneGroupOut
 
@@ -20,13 +21,16 @@ from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.samples import Samples
-from daskdecode.models.splitters import inner_splits, outer_splits
+from daskdecode.models.splitters import among, inner_splits, outer_splits
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 _TOGETHER_NBYTES = 2**28
 """Room for what all labellings of a batch need in closed form, or have screened: more would take memory and save nothing."""
+
+_FIT_NBYTES = 2000
+"""What is kept of one problem on one training set until its labelling's tuning is done: scores, in objects that are larger than they."""
 
 _FITS_TOGETHER = 100
 """Labellings whose fits are separate: a batch is what is lost when a test is killed."""
@@ -50,8 +54,9 @@ class Labellings:
     def __init__(self, decoder: BaseDecoder, samples: Samples, design: Design, plan: Plan, blocks: VoxelBlocks) -> None:
         self.decoder, self.samples, self.design, self.plan, self.blocks = decoder, samples, design, plan, blocks
         self.judge = judge_of(decoder.scoring, design.scorer, classes=design.classes is not None)
-        by_runs = decoder.cv == "run" if isinstance(decoder.cv, str) else isinstance(decoder.cv, LeaveOneGroupOut)
-        listed = not isinstance(decoder.cv, str | int | np.integer) and not hasattr(decoder.cv, "split")
+        self.cv = cv = among(decoder.cv, samples.rows, samples.n_given)
+        by_runs = cv == "run" if isinstance(cv, str) else isinstance(cv, LeaveOneGroupOut)
+        listed = not isinstance(cv, str | int | np.integer) and not hasattr(cv, "split")
         given = listed and (design.inner is None or samples.groups is not None)
         # Folds of a regression never look at its values.
         self.same_folds = by_runs or given or design.classes is None
@@ -74,18 +79,21 @@ class Labellings:
             sums = 2 * 8 * len(design.targets) * n_cells * w.n_voxels
             one = w.n_selections * (w.n_voxels + self.plan.selection_nbytes) + sums
             return int(max(1, self.plan.room_nbytes(_TOGETHER_NBYTES) // one))
-        models = self._models()
-        if closed_form(models, w.n_voxels, exact=True) is None:
-            return _FITS_TOGETHER
-        # Four arrays (n_samples, n_vectors) a task.
-        return max(1, _TOGETHER_NBYTES // (32 * design.targets.size * len(models)))
+        sets, n_problems, n_models = training_sets(design), len(design.targets), len(design.candidates)
+        tested = max(sum(map(len, fold.tests)) for fold in sets)
+        # Labels and weights of the samples, decision values and their ranks on the tests: of the tasks that run at one time.
+        running = 8 * n_problems * (5 * w.n_samples + 5 * n_models * tested) * CPU_COUNT
+        room = min(_TOGETHER_NBYTES, self.plan.memory_budget - sum(data.nbytes for data in self.seen.data.values()))
+        fitting = int(max(1, room // (running + n_problems * len(sets) * _FIT_NBYTES)))
+        separate = design.sample_weight is not None or closed_form(self._models(), w.n_voxels, exact=True) is None
+        return min(fitting, _FITS_TOGETHER) if separate else fitting
 
     def observed(self) -> Floats:
         """Score the labels as they are, (2, n_folds, n_problems): as the decoder does, and as those of other orders are scored."""
         as_they_are = [np.arange(self.blocks.shape[0])]
         own = self.scores(as_they_are, exact=False)
         models = self._models()
-        same = (closed_form(models, 1) is None) == (closed_form(models, 1, exact=True) is None)
+        same = self.design.sample_weight is not None or (closed_form(models, 1) is None) == (closed_form(models, 1, exact=True) is None)
         return np.concatenate([own, own if same else self.scores(as_they_are)])
 
     def _models(self) -> list[Any]:
@@ -109,8 +117,8 @@ class Labellings:
             return design
         y = np.asarray(self.samples.y)[order]
         try:
-            outer = outer_splits(self.decoder.cv, y, groups)
-            inner = None if design.inner is None else [inner_splits(self.decoder.cv, train, y, groups) for train, _ in outer]
+            outer = outer_splits(self.cv, y, groups)
+            inner = None if design.inner is None else [inner_splits(self.cv, train, y, groups) for train, _ in outer]
         except DecodingError as error:
             raise DecodingError(
                 f"With labels in another order, the folds of cv={self.decoder.cv} do not hold all classes: {error}"

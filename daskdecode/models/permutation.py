@@ -15,10 +15,11 @@ from sklearn.base import clone
 from daskdecode.errors import DecodingError
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.estimators import check_choice
-from daskdecode.models.exchange import Exchange, exchangeable, repetition_of, times_of
+from daskdecode.models.exchange import Exchange, exchangeable, step_of, times_of
 from daskdecode.models.labellings import Labellings
 from daskdecode.models.null import PermutationTest, class_means, summarise
 from daskdecode.models.record import Record, fingerprint
+from daskdecode.models.samples import Samples
 
 
 def permutation_test(
@@ -31,6 +32,9 @@ def permutation_test(
     random_state: int = 0,
     exchange: Exchange = "within_run",
     blocks: ArrayLike | None = None,
+    confounds: Any = None,
+    sample_weight: ArrayLike | None = None,
+    sample_mask: ArrayLike | None = None,
     path: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PermutationTest:
@@ -60,6 +64,9 @@ def permutation_test(
     blocks : array-like, shape (n_samples,), optional
         With ``exchange="blocks"``: the block of each sample, a name or number. Needed where two blocks of one label may follow each other
         without a gap, so that labels do not tell where one ends: only blocks that do not depend on the labels make the test exact.
+    confounds, sample_weight, sample_mask
+        As for :meth:`daskdecode.Decoder.fit`. Confounds and weights belong to the samples: they stay where they are when labels move, so
+        weights must not be made from the labels. ``blocks`` counts the samples of X, as these do.
     path : path, optional
         ``.npz`` file for what is done so far, written after each batch. A later call with the same data, parameters and versions goes
         on from there, also with more permutations; with others it is refused.
@@ -102,11 +109,21 @@ def permutation_test(
     n_permutations, random_state = _whole("n_permutations", n_permutations, 1), _whole("random_state", random_state, 0)
     target = None if path is None else Record.check(path)
     decoder = clone(decoder)
-    samples, question, design, plan, voxels = decoder._prepare(X, y, groups)
+    samples, question, design, plan, voxels = decoder._prepare(
+        X, y, groups, confounds=confounds, sample_weight=sample_weight, sample_mask=sample_mask
+    )
+    _require_weights(samples)
     labels = np.asarray(samples.y)
-    times = times_of(X)
-    step_s = repetition_of(X, times, samples.groups)
-    units = exchangeable(exchange, labels, samples.groups, times, _checked(blocks, exchange, labels.size), step_s)
+    taken = slice(None) if samples.rows is None else samples.rows
+    times, step_s, blocks = times_of(X), step_of(X), _checked(blocks, exchange, samples.n_given)
+    units = exchangeable(
+        exchange,
+        labels,
+        samples.groups,
+        None if times is None else times[taken],
+        None if blocks is None else blocks[taken],
+        step_s[taken] if isinstance(step_s, np.ndarray) else step_s,
+    )
     if plan.in_memory and (design.screening is not None or design.within is not None or path is not None):
         samples = replace(samples, x=voxels.like(samples.x).x.persist())
         voxels = voxels.like(decoder._scale(samples)).keep()
@@ -138,6 +155,15 @@ def permutation_test(
 def _require_fixed_folds(cv: Any) -> None:
     if getattr(cv, "random_state", 0) is None and getattr(cv, "shuffle", True):
         raise DecodingError(f"{cv} draws other folds at each call, so that no null could be had twice: give it a random_state.")
+
+
+def _require_weights(samples: Samples) -> None:
+    if samples.weight is not None and not samples.weight.all():
+        first = samples.numbers(np.flatnonzero(samples.weight == 0))[0]
+        raise DecodingError(
+            f"sample_weight is 0 for sample {first}: with labels in another order a class "
+            "might be left without samples to learn from. Leave samples out by sample_mask= instead."
+        )
 
 
 def _checked(blocks: Any, exchange: Exchange, n_samples: int) -> NDArray[Any] | None:

@@ -104,7 +104,7 @@ def _difference(stored: dict[str, Any], content: dict[str, Any]) -> str:
     for name in dict.fromkeys([*stored, *content]):
         before, now = stored.get(name), content.get(name)
         if before != now:
-            hashed = name in ("data", "labels", "runs", "folds", "exchangeable", "confounds")
+            hashed = name in ("data", "labels", "runs", "folds", "exchangeable", "confounds", "weights")
             said.append(f"the {name} differ" if hashed else f"{name} was {before} and is {now}")
     return "; ".join(said)
 
@@ -121,6 +121,7 @@ def fingerprint(decoder: Any, samples: Samples, design: Design, units: Exchangea
         **{name: shown(value) for name, value in decoder.get_params(deep=False).items() if name not in _NOT_CONTENT},
         "screening": repr(design.screening),
         "confounds": _digest([] if design.within is None else [design.within.confounds]),
+        "weights": _digest([] if samples.weight is None else [samples.weight]),
         "random_state": random_state,
         **versions(),
     }

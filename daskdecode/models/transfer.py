@@ -17,7 +17,7 @@ from daskdecode.engine.judge import judge_of
 from daskdecode.engine.relabel import scores_of
 from daskdecode.errors import DecodingError, nearest
 from daskdecode.models.decoder import Decoder, require_classifier
-from daskdecode.models.exchange import repetition_of, stretches, times_of
+from daskdecode.models.exchange import Step, step_of, stretches, times_of
 from daskdecode.models.outcome import plain
 from daskdecode.models.samples import Samples, as_samples
 from daskdecode.models.splitters import Split, outer_splits
@@ -182,8 +182,8 @@ def temporal_generalization(
     -------
     Dataset
         ``score(train_time, test_time)``, the mean over folds and classes; ``fold_score(class, fold, train_time, test_time)``. Times are
-        volumes after onset; ``train_time_s``, ``test_time_s`` are seconds where X knows them. Eager. Data are scaled over the volumes
-        that take part.
+        volumes after onset; ``train_time_s``, ``test_time_s`` are seconds where X knows them and all runs have one repetition time.
+        Eager. Data are scaled over the volumes that take part.
 
     Raises
     ------
@@ -195,14 +195,13 @@ def temporal_generalization(
     King & Dehaene 2014, Trends in Cognitive Sciences 18:203-210.
     """
     require_classifier(decoder, "temporal_generalization")
-    samples, times = as_samples(X, y, groups, decoder.mask, confounds=decoder.confounds), times_of(X)
-    repetition_s = repetition_of(X, times, samples.groups)
+    samples, times, step_s = as_samples(X, y, groups, decoder.mask, confounds=decoder.confounds), times_of(X), step_of(X)
     if samples.y is None:
         raise DecodingError("There are no labels: pass y=, one label a sample.")
     conditions = _conditions(labels, np.asarray(samples.y))
-    events = _events(samples, conditions, times, repetition_s)
+    events = _events(samples, conditions, times, step_s)
     steps = _lags(lags, events)
-    rows, event_of, lag_of = _volumes(samples, events, conditions, steps, times, repetition_s)
+    rows, event_of, lag_of = _volumes(samples, events, conditions, steps, times, step_s)
     names = np.asarray(samples.y)[np.array([event[0] for event in events])]
     runs = None if samples.keys is None else samples.keys[np.array([event[0] for event in events])]
     folds = outer_splits(decoder.cv, names, runs)
@@ -219,7 +218,7 @@ def temporal_generalization(
     judge = judge_of(decoder.scoring, design.scorer, classes=True)
     scores = scores_of(blocks, _by_lag(design, lag_of, steps), plan, judge)
     table = scores.reshape(len(folds), len(steps), len(steps), -1).transpose(3, 0, 1, 2)
-    return _as_dataset(table, [plain(c) for c in np.unique(names)], steps, repetition_s)
+    return _as_dataset(table, [plain(c) for c in np.unique(names)], steps, _one_step(samples, times, step_s))
 
 
 def _conditions(labels: Sequence[Any] | None, y: NDArray[Any]) -> list[Any]:
@@ -230,10 +229,22 @@ def _conditions(labels: Sequence[Any] | None, y: NDArray[Any]) -> list[Any]:
     return [label for label in np.unique(y).tolist() if str(label) in {str(wanted) for wanted in labels}]
 
 
-def _events(samples: Samples, conditions: Sequence[Any], times: NDArray[np.float64] | None, repetition_s: float | None) -> list[Ints]:
+def _events(samples: Samples, conditions: Sequence[Any], times: NDArray[np.float64] | None, step_s: Step) -> list[Ints]:
     y = np.asarray(samples.y)
     runs = np.zeros(y.size, dtype=str) if samples.groups is None else samples.groups
-    return [block for block in stretches(y, runs, times, repetition_s) if y[block[0]] in conditions]
+    return [block for block in stretches(y, runs, times, step_s) if y[block[0]] in conditions]
+
+
+def _one_step(samples: Samples, times: NDArray[np.float64] | None, step_s: Step) -> float | None:
+    """Seconds from one volume to the next; None where runs differ in it, so that a lag is not one time, and where it is not known."""
+    if step_s is None:
+        if times is None:
+            return None
+        runs = np.zeros(times.size, dtype=str) if samples.groups is None else samples.groups
+        steps = np.concatenate([np.diff(times[runs == run]) for run in np.unique(runs)])
+        step_s = float(steps[steps > 0].min()) if (steps > 0).any() else None
+    found = np.unique(np.asarray([] if step_s is None else step_s))
+    return float(found[0]) if found.size == 1 else None
 
 
 def _lags(lags: Sequence[int] | None, events: Sequence[Ints]) -> list[int]:
@@ -253,13 +264,13 @@ def _volumes(
     conditions: Sequence[Any],
     lags: Sequence[int],
     times: NDArray[np.float64] | None,
-    repetition_s: float | None,
+    step_s: Step,
 ) -> tuple[Ints, Ints, Ints]:
     """Volumes that take part, with event and lag of each; a volume of rest may belong to two events, and then stands twice."""
     y = np.asarray(samples.y)
     runs = np.zeros(y.size, dtype=str) if samples.groups is None else samples.groups
     # Neighbours in time: what stretches of a constant label tell, since then only runs and gaps end them.
-    pieces = stretches(np.zeros(y.size), runs, times, repetition_s)
+    pieces = stretches(np.zeros(y.size), runs, times, step_s)
     at = {int(row): (piece, place) for piece in pieces for place, row in enumerate(piece)}
     taken = np.isin(y, conditions)
     found = []

@@ -13,7 +13,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import KFold, LeaveOneGroupOut, StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
-from daskdecode import Decoder, permutation_test
+from daskdecode import Decoder, permutation_test, pool_subjects
 from daskdecode.errors import DecodingError
 from daskdecode.models.exchange import exchangeable, stretches
 from daskdecode.models.null import summarise
@@ -186,6 +186,50 @@ def test_arrangements_of_a_dataset_with_gaps(pattern, repetition, dtype, expecte
     mixed = ds.isel(time=np.argsort(time, kind="stable"))
     for data in (ds, mixed):
         assert permutation_test(decoder, data, exchange="blocks", n_permutations=1).n_arrangements == expected
+
+
+def with_two_repetition_times(said):
+    """Runs of volumes every 1 s and every 3 s; each condition stands twice in a row, with a rest of one volume between, or without."""
+    pattern = {"1": "aa.aabb.bb", "2": "aaaabbbb", "3": "aa.aabb.bb"}
+    step = {"1": 1.0, "2": 3.0, "3": 3.0}
+    label = {run: np.array(list(labels)) for run, labels in pattern.items()}
+    kept = {run: np.flatnonzero(labels != ".") for run, labels in label.items()}
+    y = np.concatenate([label[run][rows] for run, rows in kept.items()])
+    time = np.concatenate([rows * step[run] for run, rows in kept.items()])
+    run = np.repeat(list(pattern), [rows.size for rows in kept.values()])
+    x = np.random.default_rng(0).standard_normal((y.size, 120))
+    attrs = {"all": {"repetition_time": 1.0, "repetition_times": step}, "renamed": {"repetition_times": {"a": 1.0, "b": 3.0}}, "none": {}}
+    return xr.Dataset({"bold": (("time", "voxel"), x)}, {"time": time, "run": ("time", run), "label": ("time", y)}, attrs[said])
+
+
+@pytest.mark.parametrize("said", ["all", "renamed", "none"])
+def test_gaps_are_measured_by_each_runs_own_repetition_time(said):
+    ds = with_two_repetition_times(said)
+    # Runs 1 and 3: four blocks of two. Run 2 has no gap: two blocks of four.
+    decoder = Decoder(screening_percentile=None, **FAST)
+    assert permutation_test(decoder, ds, exchange="blocks", n_permutations=1).n_arrangements == 6 * 2 * 6
+    assert (
+        permutation_test(
+            decoder, ds, np.asarray(ds["label"]), np.repeat(list("xyz"), 8), exchange="blocks", n_permutations=1
+        ).n_arrangements
+        == 72
+    )
+    # Without the first run, as samples that are left out.
+    left = permutation_test(decoder, ds, exchange="blocks", n_permutations=1, sample_mask=np.asarray(ds["run"] != "1"))
+    assert left.n_arrangements == 2 * 6
+
+
+def test_pooled_subjects_know_the_repetition_times_of_all_runs():
+    grid = {"affine": np.eye(4).tolist(), "shape": [120, 1, 1]}
+    parts = [with_two_repetition_times("all").assign_coords(voxel=np.arange(120)) for _ in range(2)]
+    parts[0].attrs |= grid | {"subject": "01"}
+    parts[1].attrs = grid | {"subject": "02", "repetition_time": 2.0}
+    pooled = pool_subjects(parts)
+    expected = {"sub-01/1": 1.0, "sub-01/2": 3.0, "sub-01/3": 3.0, "sub-02/1": 2.0, "sub-02/2": 2.0, "sub-02/3": 2.0}
+    assert pooled.attrs["repetition_times"] == expected
+    decoder = Decoder(screening_percentile=None, **FAST)
+    # Measured by 2 s, steps of 2 s and 3 s in the second subject are no gaps, and those of 6 s are.
+    assert permutation_test(decoder, pooled, exchange="blocks", n_permutations=1).n_arrangements == (6 * 2 * 6) * (2 * 2 * 6)
 
 
 def test_a_dataset_tells_its_gaps():

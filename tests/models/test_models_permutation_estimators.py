@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import dask.array as da
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from daskdecode import Decoder, DecoderRegressor, permutation_test
+from daskdecode.errors import DecodingError
 from daskdecode.models.exchange import exchangeable
 
 RUNS = np.repeat(["1", "2", "3"], [8, 10, 9])
@@ -34,13 +36,13 @@ def values(p=130, seed=0):
     return x, y
 
 
-def check(decoder, x, y, groups, n_permutations=2):
+def check(decoder, x, y, groups, n_permutations=2, rel=1e-9, **of_samples):
     """The test's scores are those of whole decodes."""
-    test = permutation_test(decoder, x, y, groups, n_permutations=n_permutations, random_state=5)
+    test = permutation_test(decoder, x, y, groups, n_permutations=n_permutations, random_state=5, **of_samples)
     units = exchangeable("within_run", y, groups, None)
     for i, got in enumerate([test.score, *test.null]):
-        fitted = clone(decoder).fit(x, y if i == 0 else y[units.draw(5, i - 1)], groups)
-        assert got == pytest.approx(np.mean(list(fitted.cv_scores_.values())), rel=1e-9)
+        fitted = clone(decoder).fit(x, y if i == 0 else y[units.draw(5, i - 1)], groups, **of_samples)
+        assert got == pytest.approx(np.mean(list(fitted.cv_scores_.values())), rel=rel)
     return test
 
 
@@ -137,3 +139,80 @@ def test_passes_do_not_grow_with_permutations(budget, passes):
     assert len(reads) == 40 * passes
     expected = permutation_test(clone(decoder).set_params(memory_budget="1GB"), x, y, RUNS, n_permutations=6)
     np.testing.assert_allclose(test.null, expected.null, atol=1e-12)
+
+
+# ----------------------------------------------------------------------- what each fold learns first, and what samples bring along
+
+
+@pytest.mark.parametrize("screening", SCREENING)
+@pytest.mark.parametrize("standardize", ["zscore_run", "zscore_fold"])
+@pytest.mark.parametrize("estimator", ["ridge_classifier", "svc", "lda"])
+def test_of_scaling_and_confounds_inside_the_folds(estimator, standardize, screening):
+    """Screened, each permutation is cleaned before it is screened. The nulls of svc are exact solutions, and fits stop near them."""
+    x, y = classes()
+    confounds = np.random.default_rng(4).standard_normal((27, 2)) + (y == "a")[:, None]
+    grid = {"svc": {"C": [1e-3, 1e-1]}}.get(estimator)
+    fixed = {"lda": {"shrinkage": 0.3}, "svc": {"tol": 1e-9, "max_iter": 100_000}}.get(estimator)
+    decoder = Decoder(estimator, param_grid=grid, estimator_args=fixed, standardize=standardize, screening_percentile=screening)
+    check(decoder, x, y, RUNS, confounds=confounds)
+
+
+def test_of_values_that_confounds_explain():
+    x, y = values()
+    confounds = np.random.default_rng(4).standard_normal((27, 1)) + y[:, None]
+    check(DecoderRegressor(standardize="zscore_fold", screening_percentile=40), x, y, RUNS, confounds=confounds)
+
+
+@pytest.mark.parametrize("screening", SCREENING)
+@pytest.mark.parametrize("estimator", ["ridge_classifier", "svc"])
+def test_of_weighted_samples(estimator, screening):
+    """Weights stay with their samples when labels move."""
+    x, y = classes()
+    weight = np.random.default_rng(2).uniform(0.2, 3, 27)
+    grid = {"svc": {"C": [1e-3, 1e-1]}}.get(estimator)
+    check(Decoder(estimator, param_grid=grid, screening_percentile=screening), x, y, RUNS, sample_weight=weight)
+
+
+@pytest.mark.parametrize("cv", ["run", "list", 3])
+def test_samples_that_are_left_out_have_no_part(cv):
+    """As if they were not in X; folds that are given count the samples of X all the same."""
+    x, y = classes()
+    taken = np.arange(27) % 5 != 2
+    folds = {"list": [(np.flatnonzero(taken & (run != RUNS)), np.flatnonzero(run == RUNS)) for run in "123"]}.get(cv, cv)
+    cut = {"list": [(np.flatnonzero(run != RUNS[taken]), np.flatnonzero(run == RUNS[taken])) for run in "123"]}.get(cv, cv)
+    decoder = Decoder("ridge_classifier", screening_percentile=None)
+    got = permutation_test(clone(decoder).set_params(cv=folds), x, y, RUNS, n_permutations=9, sample_mask=taken)
+    expected = permutation_test(clone(decoder).set_params(cv=cut), x[taken], y[taken], RUNS[taken], n_permutations=9)
+    np.testing.assert_allclose(got.null, expected.null, rtol=1e-12)
+    blocks = np.arange(27)
+    moved = {"exchange": "blocks", "n_permutations": 9}
+    got = permutation_test(clone(decoder).set_params(cv=folds), x, y, RUNS, sample_mask=taken, blocks=blocks, **moved)
+    expected = permutation_test(clone(decoder).set_params(cv=cut), x[taken], y[taken], RUNS[taken], blocks=blocks[taken], **moved)
+    np.testing.assert_allclose(got.null, expected.null, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("estimator", "n"), [("svc", 150), ("ridge_classifier", 900)])
+def test_batches_hold_what_the_budget_allows(estimator, n):
+    """What Python and NumPy take for a batch stays under the budget, and what is found does not depend on it."""
+    rng = np.random.default_rng(0)
+    x, y, runs = rng.standard_normal((60, 90)), np.tile(["a", "b"], 30), np.repeat(np.arange(6), 10)
+    small = Decoder(estimator, screening_percentile=None, memory_budget=4_000_000)
+    expected = permutation_test(clone(small).set_params(memory_budget="1GB"), x, y, runs, n_permutations=n)
+    batches = []
+    tracemalloc.start()
+    got = permutation_test(small, x, y, runs, n_permutations=n, progress=lambda done, _: batches.append(done))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(batches) > 1
+    assert peak < 4_000_000
+    np.testing.assert_allclose(got.null, expected.null, rtol=1e-12)
+
+
+def test_weights_are_part_of_what_a_file_belongs_to(tmp_path):
+    x, y = classes()
+    decoder, path = Decoder("ridge_classifier", screening_percentile=None), tmp_path / "null.npz"
+    permutation_test(decoder, x, y, RUNS, n_permutations=2, path=path, sample_weight=np.linspace(1, 2, 27))
+    with pytest.raises(DecodingError, match="the weights differ"):
+        permutation_test(decoder, x, y, RUNS, n_permutations=2, path=path)
+    with pytest.raises(DecodingError, match=r"sample_weight is 0 for sample 3.*sample_mask="):
+        permutation_test(decoder, x, y, RUNS, n_permutations=2, sample_weight=np.arange(27.0) != 3)
