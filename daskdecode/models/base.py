@@ -38,7 +38,7 @@ from daskdecode.models.estimators import (
     resolve_screening,
 )
 from daskdecode.models.outcome import by_name, plain
-from daskdecode.models.samples import Quality, Samples, as_samples, count_bad
+from daskdecode.models.samples import Quality, Samples, as_samples, by_place, count_bad, names_variables
 from daskdecode.models.splitters import among, inner_splits, outer_splits
 from daskdecode.models.within import IN_FOLDS, check_confounds, check_weights, within_fold
 
@@ -325,13 +325,17 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         return np.asarray(decision)
 
     def _new_confounds(self, samples: Samples) -> NDArray[np.float64]:
-        """Confounds of new samples, (n_samples, n_confounds): as many as in the fit."""
-        known = len(self.confound_names_)
+        """Confounds of new samples, (n_samples, n_confounds), in the order of the fit: by name where both have names, else by place."""
+        known, names = self.confound_names_, samples.confound_names
         given = np.zeros((samples.x.shape[0], 0)) if samples.confounds is None else samples.confounds
-        if given.shape[1] != known:
-            fitted = f"with {known} confounds" if known else "without confounds"
-            raise DecodingError(f"The decoder was fitted {fitted}, but {given.shape[1]} are given for the new samples: pass confounds=.")
-        return given
+        if len(names) != len(known):
+            fitted = f"with {len(known)} confounds" if known else "without confounds"
+            raise DecodingError(f"The decoder was fitted {fitted}, but {len(names)} are given for the new samples: pass confounds=.")
+        if by_place(len(known)) in (known, names) or known == names:
+            return given
+        if sorted(known) != sorted(names):
+            raise DecodingError(f"The decoder was fitted with the confounds {known}, but those of the new samples are {names}.")
+        return given[:, [names.index(name) for name in known]]
 
     def _vote(self, x: NDArray[np.float64], confounds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean over folds of what their models say of samples (n_samples, n_voxels), voxels in the order of the fit."""
@@ -344,8 +348,10 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         return np.asarray(np.mean(votes, axis=0).T)
 
     def _new_samples(self, X: Any, y: Any, groups: Any, confounds: Any) -> Samples:
-        """What the methods for new samples are given; confounds count only where the fit had some."""
-        return as_samples(X, y, groups, self.mask, confounds=confounds if confounds is not None else self.confounds)
+        """What the methods for new samples are given. Names of confounds hold for them too; values of others' confounds do not."""
+        if confounds is None and names_variables(self.confounds):
+            confounds = self.confounds
+        return as_samples(X, y, groups, self.mask, confounds=confounds)
 
     def _place_of_voxels(self, samples: Samples) -> NDArray[np.intp]:
         """Columns of the new samples that hold the voxels of the fit, in their order."""

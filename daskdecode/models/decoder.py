@@ -157,8 +157,9 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
 
     def _question(self, samples: Samples) -> Question:
         labels = np.asarray(samples.y)
-        if labels.dtype.kind == "f" and np.any(labels % 1):
-            found = labels[labels % 1 != 0][0]
+        whole = np.isfinite(labels) & (np.trunc(labels) == labels) if labels.dtype.kind == "f" else np.ones(labels.shape, dtype=bool)
+        if not whole.all():
+            found = labels[~whole][0]
             raise DecodingError(f"y holds numbers that are not whole ({found}): a decoder needs classes. DecoderRegressor takes numbers.")
         classes, codes = np.unique(labels, return_inverse=True)
         if classes.size < 2:
@@ -187,7 +188,8 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         groups : array-like, shape (n_samples,), optional
             Runs. Default: the dataset's ``run``; for arrays and images, all samples are taken for one run.
         confounds : like that of :meth:`fit`
-            Of the new samples; needed where the fit had confounds.
+            Of the new samples; needed where the fit had confounds, but for names in the parameter ``confounds``. Matched by name where both
+            have names.
 
         Returns
         -------

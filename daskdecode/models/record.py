@@ -93,10 +93,11 @@ def _read(path: Path) -> tuple[dict[str, Any], Floats, Floats]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return json.loads(str(file["content"])), file["observed"], file["null"]
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise DecodingError(
-            f"{path} is not a file that permutation_test wrote ({error}). Give another path, or delete the file."
-        ) from error
+    except OSError as error:
+        raise DecodingError(f"{path} cannot be read ({error}). Give another path.") from error
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        # Not numpy's reason: of text it says that it might be loaded unsafely.
+        raise DecodingError(f"{path} is not a file that permutation_test wrote. Give another path, or delete the file.") from error
 
 
 def _difference(stored: dict[str, Any], content: dict[str, Any]) -> str:

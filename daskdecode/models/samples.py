@@ -171,9 +171,9 @@ def as_samples(
         found = replace(found, weight=_weights(_per_sample("sample_weight", sample_weight, n_samples, rows)))
     if confounds is not None:
         table = _named(X, confounds)
-        names = [str(name) for name in table] if isinstance(table, pd.DataFrame) else []
         values = confound_table(table, n_samples, rows).astype(np.float64)
-        found = replace(found, confounds=values, confound_names=names or [f"confound {n + 1}" for n in range(values.shape[1])])
+        names = [str(name) for name in table] if isinstance(table, pd.DataFrame) else by_place(values.shape[1])
+        found = replace(found, confounds=values, confound_names=names)
     n_samples = found.x.shape[0]
     if not n_samples or not found.x.shape[1]:
         raise SelectionError(f"X has {n_samples} samples and {found.x.shape[1]} voxels: nothing to decode.")
@@ -194,8 +194,9 @@ def _rows(sample_mask: Any, n_samples: int) -> NDArray[np.intp]:
     rows, counts = np.unique(given.astype(np.intp), return_counts=True)
     wrong = rows[(rows < 0) | (rows >= n_samples) | (counts > 1)]
     if wrong.size:
+        hint = " For a mask of zeros and ones pass booleans: sample_mask.astype(bool)." if np.isin(given, (0, 1)).all() else ""
         raise DecodingError(
-            f"sample_mask names sample {wrong[0]} more than once, or there is none: sample numbers go from 0 to {n_samples - 1}."
+            f"sample_mask names sample {wrong[0]} more than once, or there is none: sample numbers go from 0 to {n_samples - 1}.{hint}"
         )
     return np.asarray(rows)
 
@@ -210,11 +211,24 @@ def _weights(given: NDArray[Any]) -> NDArray[np.float64]:
     return weight
 
 
+def by_place(n_confounds: int) -> list[str]:
+    """What confounds are called that came without names."""
+    return [f"confound {n + 1}" for n in range(n_confounds)]
+
+
+def names_variables(confounds: Any) -> bool:
+    """Whether confounds are given as names of variables of the data, not as values."""
+    names = [confounds] if isinstance(confounds, str) else confounds
+    return isinstance(names, Sequence) and len(names) > 0 and all(isinstance(name, str) for name in names)
+
+
 def _named(X: Any, confounds: Any) -> Any:
     """Table of the variables of X that confounds name; confounds that are no names, as they are."""
-    names = [confounds] if isinstance(confounds, str) else confounds
-    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+    if isinstance(confounds, list | tuple) and not confounds:
+        raise DecodingError("confounds= names no variable: give at least one, or None for no confounds.")
+    if not names_variables(confounds):
         return confounds
+    names = [confounds] if isinstance(confounds, str) else confounds
     if not isinstance(X, xr.Dataset | xr.DataArray):
         raise DecodingError(
             f"confounds={names!r} names variables, but X is a {type(X).__name__}: pass a Dataset, or the values themselves."
