@@ -212,7 +212,7 @@ def scaling(folder: Path, n_subjects: int) -> None:
         with LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
             dd.decode_study(store, decoder, labels=LABELS, permutations=2, progress=False)  # imports and compiles
             before, begun = client.run(time.process_time), time.perf_counter()
-            found[n_workers] = dd.decode_study(store, decoder, labels=LABELS, permutations=200, progress=False)
+            found[n_workers] = dd.decode_study(store, decoder, labels=LABELS, permutations=40, progress=False)
             walls[n_workers] = time.perf_counter() - begun
             each = [after - before[address] for address, after in client.run(time.process_time).items()]
             longest[n_workers] = max(each)
