@@ -12,31 +12,25 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from daskdecode.engine.gram import mirror
+from daskdecode.engine.gram import n_pairs
 from daskdecode.engine.moments import Bools, Cells, Floats
-from daskdecode.engine.sweep import VoxelBlocks, tree_sum
-from daskdecode.engine.within_fold import Lesson, pieces, weighted_coefficients, weighted_grams
+from daskdecode.engine.sweep import VoxelBlocks, squared, tree_sum
+from daskdecode.engine.within_fold import Lesson, add_weighted_grams, pieces, weighted_coefficients
 
 
 def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], masks: Bools | None) -> list[Delayed]:
     """Gram matrices of voxels scaled by ``lessons[which[s]]``, lazily; for each s an ndarray of float64, (n_samples, n_samples).
 
-    As :meth:`VoxelBlocks.grams`: blocks that have to be read are read once, blocks in memory are given whole to a few tasks.
+    As :meth:`VoxelBlocks.grams`: each of a few shares of the sets is added up in place.
     """
-    cells = cells_of(lessons)
-    task, reflect = dask.delayed(weighted_grams, pure=False), dask.delayed(mirror, pure=False)
-    if not blocks.kept:
-        shared = dask.delayed(list(lessons), pure=False, traverse=False)
-        whole: Any = reflect(tree_sum(_each(blocks, _grams_of_block, masks, shared, cells, list(which))))
-        return [whole[s] for s in range(len(which))]
-    parts = list(blocks.x.to_delayed(optimize_graph=False).ravel())
-    found: list[Delayed] = []
+    cells, found = cells_of(lessons), []
+    square = dask.delayed(squared, pure=False)
     for share in np.array_split(np.arange(len(which)), min(CPU_COUNT, len(which))):
         own = sorted({which[s] for s in share})
-        position = [own.index(which[s]) for s in share]
-        some: Any = task(parts, [lessons[i] for i in own], cells, position, None if masks is None else masks[share])
-        some = reflect(some)
-        found += [some[n] for n in range(share.size)]
+        how = ([lessons[i] for i in own], cells, [own.index(which[s]) for s in share])
+        shape = (share.size, n_pairs(blocks.shape[0]))
+        total = blocks.running(shape, add_weighted_grams, None if masks is None else masks[share], *how)
+        found += [square(total, position) for position in range(share.size)]
     return found
 
 
@@ -59,10 +53,6 @@ def _each(blocks: VoxelBlocks, function: Any, columnwise: NDArray[Any] | None, *
     parts = blocks.x.to_delayed(optimize_graph=False).ravel()
     slices = [None if columnwise is None else columnwise[..., lo:hi] for lo, hi in pairwise(blocks.bounds)]
     return [task(part, columns, *shared) for part, columns in zip(parts, slices, strict=True)]
-
-
-def _grams_of_block(x: NDArray[np.floating], masks: Bools | None, lessons: Sequence[Lesson], cells: Cells, which: Sequence[int]) -> Floats:
-    return weighted_grams([x], lessons, cells, which, masks)
 
 
 def _coefficients_of_block(x: NDArray[np.floating], masks: Bools, shared: tuple[Sequence[Lesson], Cells, Floats]) -> tuple[Floats, Floats]:

@@ -28,7 +28,8 @@ MOST_TOGETHER = 4
 """Sets whose patterns are told apart: with more, patterns double in number and hold too few voxels to be worth a matrix each."""
 
 TABLE_NBYTES = 2**27
-"""Pattern matrices at a time, bytes: samples are worked on tile by tile, so that this does not grow with them."""
+"""Pattern matrices at a time, bytes: samples are worked on tile by tile, so that this does not grow with them. A quarter
+takes a tenth longer."""
 
 _PATTERN_COST = 25
 """What a pattern costs beside its products (a product of few voxels, sums of matrices), in products of one voxel; measured."""
@@ -43,31 +44,30 @@ def full_gram(x: NDArray[np.floating]) -> Floats:
     return np.asarray(x @ x.T)
 
 
-def shared_grams(blocks: Sequence[NDArray[np.floating]], masks: Bools, families: Sequence[int]) -> Floats:
-    """Gram matrices of several sets of voxels.
+def add_shared_grams(
+    grams: Floats, blocks: Sequence[NDArray[np.floating]], masks: Bools, families: Sequence[int], most_nbytes: int = TABLE_NBYTES
+) -> None:
+    """Add the products of some voxels to the Gram matrices of several sets of voxels, in place.
 
     Parameters
     ----------
+    grams : ndarray of float64, shape (n_sets, n_pairs(n_samples))
+        Packed lower triangles; :func:`unpack` makes them square.
     blocks : sequence of ndarray of float, shape (n_samples, n_voxels_of_block)
         Neighbouring voxels; Fortran order saves a copy of each.
     masks : ndarray of bool, shape (n_sets, n_voxels)
     families : sequence of int, length n_sets
         Sets of a family share their common products.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_sets, n_samples, n_samples)
-        The lower triangles only: sum them over what is computed apart, then :func:`mirror`.
+    most_nbytes : int
+        What pattern matrices may take at a time.
 
     Notes
     -----
-    Memory: the result, :func:`table_nbytes`, and :data:`VOXELS_AT_ONCE` voxels in float64.
+    Memory: ``table_nbytes(n_samples, most_nbytes)``, and :data:`VOXELS_AT_ONCE` voxels in float64.
     """
     n_samples = blocks[0].shape[0]
     # Voxels as rows: a set's voxels are then gathered in long pieces.
     rows = [np.ascontiguousarray(block.T) for block in blocks]
-    # Zeros: the upper triangles are never written, but what is not a number must not meet the sum over blocks.
-    grams = np.zeros((len(masks), n_samples, n_samples))
     labels = np.asarray(families)
     table = np.empty(0)
     for family in dict.fromkeys(families):
@@ -75,7 +75,7 @@ def shared_grams(blocks: Sequence[NDArray[np.floating]], masks: Bools, families:
         groups, common = _arrange(masks[members])
         patterns = [_patterns(masks[members[group]], common) for group in groups]
         n_codes = max(map(len, patterns))
-        tiles = _tiles(n_samples, n_codes)
+        tiles = _tiles(n_samples, n_codes, most_nbytes)
         if table.size < n_codes * tiles[0].stop ** 2:
             table = np.empty(n_codes * tiles[0].stop ** 2)
         for at, rows_of in enumerate(tiles):
@@ -88,18 +88,30 @@ def shared_grams(blocks: Sequence[NDArray[np.floating]], masks: Bools, families:
                     held = np.array([bool(more.size + fewer.size) for more, fewer in voxels])
                     for code in np.flatnonzero(held):
                         _multiply(some[code], rows, tile, voxels[code])
-                    _sum_patterns(some, held, grams[:, rows_of, columns_of], members[group], rows_of == columns_of)
-    return grams
+                    _add_patterns(some, held, grams, members[group], rows_of.start, columns_of.start)
 
 
-def table_nbytes(n_samples: int) -> int:
-    """Bytes of the pattern matrices that :func:`shared_grams` holds at a time, at most."""
-    return min(TABLE_NBYTES, 8 * n_samples**2 << MOST_TOGETHER)
+def n_pairs(n_samples: int) -> int:
+    """Count the numbers of a packed triangle of a Gram matrix."""
+    return n_samples * (n_samples + 1) // 2
 
 
-def _tiles(n_samples: int, n_codes: int) -> list[slice]:
+def unpack(triangle: Floats) -> Floats:
+    """Turn a packed lower triangle, row by row (n_pairs,), into a symmetric matrix (n_samples, n_samples)."""
+    n_samples = int((2 * triangle.size) ** 0.5)
+    gram = np.empty((n_samples, n_samples))
+    _unpack(triangle, gram)
+    return gram
+
+
+def table_nbytes(n_samples: int, most_nbytes: int = TABLE_NBYTES) -> int:
+    """Bytes of the pattern matrices that :func:`add_shared_grams` holds at a time, at most."""
+    return min(most_nbytes, 8 * n_samples**2 << MOST_TOGETHER)
+
+
+def _tiles(n_samples: int, n_codes: int, most_nbytes: int) -> list[slice]:
     """Cut the samples so that a table of pattern matrices has a bounded size; the first is the largest."""
-    widest = max(1, int((TABLE_NBYTES / (8 * n_codes)) ** 0.5))
+    widest = max(1, int((most_nbytes / (8 * n_codes)) ** 0.5))
     edges = [0, *np.cumsum([part.size for part in np.array_split(np.arange(n_samples), -(-n_samples // widest))]).tolist()]
     return [slice(lo, hi) for lo, hi in pairwise(edges)]
 
@@ -176,8 +188,8 @@ def _gather(rows, index, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _sum_patterns(table, held, grams, sets, diagonal):  # type: ignore[no-untyped-def]
-    """Each set's tile: the common one plus those of the patterns that hold the set.
+def _add_patterns(table, held, grams, sets, top, left):  # type: ignore[no-untyped-def]
+    """Add to each set's tile the common one and those of the patterns that hold the set; the tile starts at row top and column left.
 
     Sets are taken off one at a time, from the highest bit down: patterns that hold the set are summed up for it, then added to the patterns
     without it; so 2^m patterns take about 2^(m + 1) sums, not m 2^(m - 1). Row by row, so that they happen in the cache.
@@ -185,15 +197,17 @@ def _sum_patterns(table, held, grams, sets, diagonal):  # type: ignore[no-untype
     n_rows, n_columns = table.shape[1:]
     work = np.empty((held.size, n_columns))
     for i in range(n_rows):
-        width = i + 1 if diagonal else n_columns
+        row = top + i
+        width = min(n_columns, row + 1 - left)
+        start = row * (row + 1) // 2 + left
         live = held.copy()
         for code in range(1, held.size):
             if live[code]:
                 _copy(table[code, i], work[code], width)
         for s in range(sets.size - 1, -1, -1):
             half = 1 << s
-            total = grams[sets[s], i]
-            _copy(table[0, i], total, width)
+            total = grams[sets[s], start : start + width]
+            _add(table[0, i], total, width)
             for code in range(half, 2 * half):
                 rest = code - half
                 if not live[code]:
@@ -227,27 +241,24 @@ def _add_to_both(source, one, other, width):  # type: ignore[no-untyped-def]
         other[j] += source[j]
 
 
-def mirror(triangles: Floats) -> Floats:
-    """Copy lower triangles to the upper ones, of (n_sets, n_samples, n_samples)."""
-    grams = triangles.copy()
-    _mirror_in_place(grams)
-    return grams
-
-
-def whole_grams(blocks: Sequence[NDArray[np.floating]], masks: Bools, families: Sequence[int]) -> Floats:
-    """:func:`shared_grams` of all voxels there are, both triangles."""
-    grams = shared_grams(blocks, masks, families)
-    _mirror_in_place(grams)
-    return grams
+def add_triangle(gram: Floats, total: Floats) -> None:
+    """Add the lower triangle of a matrix (n_samples, n_samples) to a packed one (n_pairs,), in place."""
+    _add_triangle(gram, total)
 
 
 @numba.njit(cache=True, nogil=True)
-def _mirror_in_place(grams):  # type: ignore[no-untyped-def]
-    n_sets, n, _ = grams.shape
+def _add_triangle(gram, total):  # type: ignore[no-untyped-def]
+    for i in range(len(gram)):
+        start = i * (i + 1) // 2
+        _add(gram[i], total[start : start + i + 1], i + 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _unpack(triangle, gram):  # type: ignore[no-untyped-def]
+    n = len(gram)
     tile = 32  # both sides of the diagonal stay in the cache
-    for s in range(n_sets):
-        for top in range(0, n, tile):
-            for left in range(0, top + 1, tile):
-                for i in range(top, min(top + tile, n)):
-                    for j in range(left, min(left + tile, i)):
-                        grams[s, j, i] = grams[s, i, j]
+    for top in range(0, n, tile):
+        for left in range(0, top + 1, tile):
+            for i in range(top, min(top + tile, n)):
+                for j in range(left, min(left + tile, i + 1)):
+                    gram[i, j] = gram[j, i] = triangle[i * (i + 1) // 2 + j]

@@ -9,8 +9,9 @@ import psutil
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
-from daskdecode.engine.gram import table_nbytes
+from daskdecode.engine.gram import n_pairs, table_nbytes
 from daskdecode.engine.ranking import NBYTES, sums_are_less
+from daskdecode.engine.sweep import table_limit
 from daskdecode.engine.within_fold import VOXELS_AT_ONCE
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
@@ -147,8 +148,8 @@ class Plan:
 
     @property
     def selection_nbytes(self) -> int:
-        """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
-        return _one_selection(self.workload, self.route, in_memory=self.in_memory)
+        """Bytes of one set of voxels: the triangle of its Gram matrix, or its columns."""
+        return _one_selection(self.workload, self.route)
 
     def room_nbytes(self, most: int) -> int:
         """Bytes of the budget that are left for sets of voxels; no more than ``most`` where a sweep over them reads nothing."""
@@ -161,7 +162,7 @@ class Plan:
 
     def __str__(self) -> str:
         w = self.workload
-        where = "kept in memory after one pass" if self.in_memory else f"streamed in {self.passes} passes"
+        where = "kept in memory after one pass" if self.in_memory else f"streamed in {_passes(self)}"
         return "\n".join(
             [
                 f"route     {self.route}: {self.reason}",
@@ -173,6 +174,21 @@ class Plan:
                 f"work      about {self.n_tasks} tasks, at most {self.gram_flops:.3g} floating-point operations for the Gram matrices",
             ]
         )
+
+
+def _passes(plan: Plan) -> str:
+    """Say how often the store is read and, where that is more than three times, why."""
+    w, n_batches = plan.workload, -(-plan.workload.n_selections // plan.batch)
+    said = f"{plan.passes} passes"
+    if n_batches == 1:
+        return said
+    sets = "Gram matrices" if plan.route == "gram" else "sets of columns"
+    all_at_once = plan.peak_nbytes + (w.n_selections - plan.batch) * plan.selection_nbytes
+    return (
+        f"{said} ({int(w.screened)} to screen, {n_batches} for {w.n_selections} {sets} of {format_bytes(plan.selection_nbytes)}, of which "
+        f"the budget holds {plan.batch} at a time, 1 for coefficients; with {format_bytes(all_at_once)} it would be "
+        f"{plan.passes - n_batches + 1} passes)"
+    )
 
 
 def _within_fold(w: Workload) -> list[str]:
@@ -214,17 +230,15 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
             "or take an estimator with an L2 penalty (svc, logistic, ridge)."
         )
     data = w.n_samples * w.n_voxels * w.itemsize
-    parts = _fixed_parts(w, route)
-    one = _one_selection(w, route, in_memory=False)
-    streamed = sum(parts.values())
-    if streamed + one > allowed:
-        raise MemoryBudgetError(_refusal(w, parts, one, allowed))
+    stages, one = _stages(w, route, allowed), _one_selection(w, route)
+    streamed = _peak(stages, one)
+    if streamed > allowed:
+        raise MemoryBudgetError(_refusal(w, stages, one, allowed))
     # Kept as read and as scaled: the scaling of a voxel needs all its samples first.
-    in_memory = streamed + one + 2 * data <= allowed
-    fixed = streamed + (2 * data if in_memory else 0)
-    one = _one_selection(w, route, in_memory=in_memory)
-    room = min(allowed - fixed, _BATCH_NBYTES) if in_memory else allowed - fixed
-    batch = int(min(w.n_selections, max(1, room // one)))
+    in_memory = streamed + 2 * data <= allowed
+    kept = 2 * data if in_memory else 0
+    room = allowed - kept - sum(stages[_SELECTIONS].values())
+    batch = int(min(w.n_selections, max(1, (min(room, _BATCH_NBYTES) if in_memory else room) // one)))
     if in_memory and batch > w.n_training_sets:
         # Whole problems, since the training sets of a problem share products; and one for each core, since more take only memory.
         batch = min(batch // w.n_training_sets, CPU_COUNT) * w.n_training_sets
@@ -237,7 +251,7 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
         passes=passes,
         batch=batch,
         nbytes_read=data * passes,
-        peak_nbytes=fixed + batch * one,
+        peak_nbytes=kept + _peak(stages, batch * one),
         memory_budget=allowed,
         n_tasks=(2 + n_batches) * 2 * w.n_blocks + w.n_training_sets * (w.n_classes if w.screened else 1),
         gram_flops=float(w.n_selections) * w.n_samples * (w.n_samples + 1) * w.n_kept if route == "gram" else 0.0,
@@ -245,28 +259,51 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
     )
 
 
-def _fixed_parts(w: Workload, route: Route) -> dict[str, int]:
-    """Bytes that do not depend on how many sets of voxels are worked on together."""
+_SELECTIONS = "models"
+"""The stage in which sets of voxels are in memory beside its other parts."""
+
+
+def _peak(stages: dict[str, dict[str, int]], selections: int) -> int:
+    """Bytes of the stage that takes most."""
+    return max(sum(parts.values()) + (selections if name == _SELECTIONS else 0) for name, parts in stages.items())
+
+
+def _stages(w: Workload, route: Route, allowed: int) -> dict[str, dict[str, int]]:
+    """Bytes that each stage takes beside the sets of voxels worked on together; stages follow one another."""
     wide = 8 * w.n_samples * w.block_voxels
+    blocks = {f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks)}
     # Shifted, squared, transposed and scaled copies of some voxels, and numbers of each for all training sets.
     few = min(w.n_voxels, VOXELS_AT_ONCE)
     prepared = 8 * few * (4 * w.n_samples + 4 * w.n_training_sets * (1 + w.n_classes)) if w.scaled or w.n_confounds else 0
-    weights = 8 * w.n_folds * w.n_classes * (w.n_candidates * 3 * w.n_samples + w.block_voxels * CPU_COUNT)
-    parts = {
-        f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks),
-        "voxels prepared by training sets": prepared * CPU_COUNT,
-        "screening": _screening(w) if w.screened else 0,
+    blocks |= {f"voxels prepared by training sets ({CPU_COUNT} at a time)": prepared * CPU_COUNT}
+    kept = {
         "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
-        "weights": weights + 8 * 4 * w.n_classes * w.n_voxels,
+        "weights of models on samples": 8 * w.n_folds * w.n_classes * w.n_candidates * 3 * w.n_samples,
     }
+    coefficients = 8 * w.n_classes * (w.n_folds * w.block_voxels * CPU_COUNT + 4 * w.n_voxels)
+    stages = {_SELECTIONS: kept | _models(w, route, blocks, allowed), "coefficients": kept | blocks | {"coefficients": coefficients}}
+    return ({"screening": blocks | {"screening": _screening(w)}} | stages) if w.screened else stages
+
+
+def _models(w: Workload, route: Route, blocks: dict[str, int], allowed: int) -> dict[str, int]:
+    """Bytes of the tasks that run together while sets of voxels are filled, and models fitted on them: a task is one or the other."""
     if route == "direct":
-        return parts | {
+        # The columns of all stay while they are fitted.
+        return blocks | {
             f"training samples of fits ({CPU_COUNT} at a time)": 2 * 8 * w.n_samples * w.n_kept * CPU_COUNT,
             "inside the solver": w.fit_nbytes,
         }
-    if route == "gram" and w.screened:
-        parts[f"products shared between training sets ({CPU_COUNT} at a time)"] = table_nbytes(w.n_samples) * CPU_COUNT
-    return parts | {f"factors ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * min(w.n_samples, w.n_kept) * CPU_COUNT}
+    if route == "columns":
+        return blocks | {f"fits ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * w.n_kept * CPU_COUNT}
+    # A square matrix, also as a training set prepares it; the training samples' own, what is left of it at each pivot, the factor.
+    squares = 1 + 3 * (w.scaled or w.n_confounds > 0) + 4
+    fits = {f"Gram matrices and factors of fits ({CPU_COUNT} at a time)": squares * 8 * w.n_samples**2 * CPU_COUNT}
+    if w.screened:
+        shared = table_nbytes(w.n_samples, table_limit(block_nbytes(allowed)))
+        blocks = blocks | {f"products shared between training sets ({CPU_COUNT} at a time)": shared * CPU_COUNT}
+    elif w.scaled:
+        blocks = blocks | {f"products ({CPU_COUNT} at a time)": 8 * w.n_samples**2 * CPU_COUNT}
+    return max(blocks, fits, key=lambda parts: sum(parts.values()))
 
 
 def _screening(w: Workload) -> int:
@@ -280,15 +317,13 @@ def _screening(w: Workload) -> int:
     return NBYTES * w.n_selections * 2 * n_kept + scored * w.block_voxels * n_blocks + making
 
 
-def _one_selection(w: Workload, route: Route, *, in_memory: bool) -> int:
-    """Bytes of one set of voxels: its Gram matrix and the partial ones that are being added up, or its columns."""
+def _one_selection(w: Workload, route: Route) -> int:
+    """Bytes of one set of voxels: the triangle of its Gram matrix, or its columns."""
     if route != "gram":
         return 8 * 3 * w.n_samples * w.n_kept
-    # Voxels in memory are multiplied all at once; those that training sets scale by themselves give triangles, which are then mirrored.
-    n_partial = min(w.n_blocks, CPU_COUNT + 1)
-    if in_memory and (w.screened or w.scaled):
-        n_partial = int(w.scaled)
-    return 8 * w.n_samples**2 * (1 + n_partial)
+    if w.screened or w.scaled:
+        return 8 * n_pairs(w.n_samples) + 2 * w.n_voxels * w.screened  # added up in place; with copies of its selection of voxels
+    return 8 * w.n_samples**2 * (1 + min(w.n_blocks, CPU_COUNT + 1))  # one, and those of blocks that are being added up
 
 
 def _reason(w: Workload, route: Route) -> str:
@@ -309,10 +344,11 @@ def _reason(w: Workload, route: Route) -> str:
     return f"{w.n_kept} voxels a problem, more than the {w.n_samples} samples, so the solver works on their Gram matrix"
 
 
-def _refusal(w: Workload, parts: dict[str, int], one: int, allowed: int) -> str:
-    need = sum(parts.values()) + one
-    shown = {"one Gram matrix or set of columns": one} | parts
-    terms = " + ".join(f"{format_bytes(v)} {k}" for k, v in shown.items() if v)
+def _refusal(w: Workload, stages: dict[str, dict[str, int]], one: int, allowed: int) -> str:
+    need = _peak(stages, one)
+    stages = {name: ({"one Gram matrix or set of columns": one} if name == _SELECTIONS else {}) | parts for name, parts in stages.items()}
+    largest = max(stages.values(), key=lambda parts: sum(parts.values()))
+    terms = " + ".join(f"{format_bytes(v)} {k}" for k, v in largest.items() if v)
     return (
         f"Decoding {w.n_samples} samples x {w.n_voxels} voxels needs at least {format_bytes(need)} of memory but memory_budget is "
         f"{format_bytes(allowed)}: {terms}. Raise memory_budget, select fewer samples, or apply a mask."

@@ -19,8 +19,11 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from daskdecode.engine.gram import full_gram, mirror, shared_grams, whole_grams
+from daskdecode.engine.gram import TABLE_NBYTES, add_shared_grams, full_gram, n_pairs, unpack
 from daskdecode.engine.moments import Bools, Floats, Ints
+from daskdecode.engine.running import RunningSum
+
+_LEAST_TABLE_NBYTES = 2**22
 
 
 class VoxelBlocks:
@@ -93,21 +96,34 @@ class VoxelBlocks:
 
         Notes
         -----
-        Blocks that have to be read are read once, by one task each, and what each gives for every set is added up. Blocks in memory are
-        given whole to tasks that each work on some of the sets: nothing has to be added up.
+        Memory: half a matrix a set (:meth:`running`), and what is taken of the result.
         """
         if masks is None:
             return [tree_sum(self._map(full_gram))]
-        if not self.kept:
-            whole = dask.delayed(mirror, pure=False)(tree_sum(self._map(_Grams(tuple(families)), masks)))
-            return [whole[s] for s in range(len(masks))]
-        blocks = list(self.x.to_delayed(optimize_graph=False).ravel())
-        compute = dask.delayed(whole_grams, pure=False)
+        square = dask.delayed(squared, pure=False)
         grams: dict[int, Delayed] = {}
         for sets in _shares(families):
-            some = compute(blocks, masks[sets], [families[s] for s in sets])
-            grams |= {s: some[position] for position, s in enumerate(sets)}
+            shape, own = (len(sets), n_pairs(self.shape[0])), [families[s] for s in sets]
+            total = self.running(shape, add_shared_grams, masks[sets], own, table_limit(self.block_nbytes))
+            grams |= {s: square(total, position) for position, s in enumerate(sets)}
         return [grams[s] for s in range(len(masks))]
+
+    def running(self, shape: tuple[int, ...], add: Any, columnwise: NDArray[Any] | None, *shared: Any) -> Delayed:
+        """Sum over all blocks, made in place by ``add(values, blocks, part, *shared)``; lazily a :class:`RunningSum`.
+
+        ``part`` holds the columns (last axis) of an array. Blocks that have to be read come one at a time; those in memory all at once.
+        """
+        task = dask.delayed(_add, pure=False)
+        blocks = list(self.x.to_delayed(optimize_graph=False).ravel())
+        together = [(blocks, columnwise)]
+        if not self.kept:
+            slices = (None if columnwise is None else columnwise[..., lo:hi] for lo, hi in pairwise(self.bounds))
+            together = [([block], part) for block, part in zip(blocks, slices, strict=True)]
+        total: Delayed = dask.delayed(RunningSum, pure=False)(shape)
+        arguments = dask.delayed(shared, pure=False, traverse=False)
+        for number, (some, part) in enumerate(together):
+            total = task(total, number, add, some, part, arguments)
+        return total
 
     def columns(self, index: Ints) -> Delayed:
         """Take a few voxels, in the order of ``index``; lazily (n_samples, index.size) float64."""
@@ -173,6 +189,11 @@ class VoxelBlocks:
         return joined
 
 
+def table_limit(block_nbytes: int) -> int:
+    """Bytes that products shared between sets may take: as much as a block, but no less than makes products large enough for BLAS."""
+    return min(TABLE_NBYTES, max(block_nbytes, _LEAST_TABLE_NBYTES))
+
+
 def tree_sum(parts: Sequence[Delayed]) -> Delayed:
     """Sum pairwise, so that partial results are freed as soon as their neighbour is there."""
     add = dask.delayed(np.add, pure=False)
@@ -205,12 +226,13 @@ def _times(x: NDArray[np.floating], weights: Floats) -> Floats:
     return np.asarray(np.asarray(x, dtype=np.float64) @ weights.T)
 
 
-class _Grams:
-    def __init__(self, families: tuple[int, ...]) -> None:
-        self.families = families
+def _add(total: RunningSum, number: int, add: Any, blocks: Sequence[NDArray[np.floating]], part: Any, shared: Sequence[Any]) -> RunningSum:
+    return total.add(number, add, blocks, part, *shared)
 
-    def __call__(self, x: NDArray[np.floating], masks: Bools) -> Floats:
-        return shared_grams([x], masks, self.families)
+
+def squared(total: RunningSum, position: int) -> Floats:
+    """One of the Gram matrices (n_samples, n_samples) that are packed in a sum."""
+    return unpack(total.values[position])
 
 
 def _shares(families: Sequence[int]) -> list[list[int]]:

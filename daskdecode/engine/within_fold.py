@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
 
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
+from daskdecode.engine.gram import add_triangle
 from daskdecode.engine.moments import Bools, Cells, Floats, FScores, Ints
 from daskdecode.engine.solvers import Fits, Problem
 
@@ -303,33 +304,35 @@ def _screening_scores(x: NDArray[np.floating], lessons: Sequence[Lesson], cells:
     return np.stack(found)
 
 
-def weighted_grams(
-    parts: Sequence[NDArray[np.floating]], lessons: Sequence[Lesson], cells: Cells, which: Sequence[int], masks: Bools | None
-) -> Floats:
-    """Gram matrices ``X S^-2 X'`` of shifted voxels, each with the scales of one training set and, maybe, voxels of its own.
+def add_weighted_grams(
+    grams: Floats,
+    parts: Sequence[NDArray[np.floating]],
+    masks: Bools | None,
+    lessons: Sequence[Lesson],
+    cells: Cells,
+    which: Sequence[int],
+) -> None:
+    """Add products of shifted voxels to matrices ``X S^-2 X'``, each with a training set's scales and, maybe, its own voxels; in place.
 
     Parameters
     ----------
+    grams : ndarray of float64, shape (n_sets, n_pairs)
+        Packed, as of :func:`daskdecode.engine.gram.add_shared_grams`.
     parts : sequence of ndarray of float, shape (n_samples, n_voxels_of_part)
         Neighbouring voxels.
+    masks : ndarray of bool, shape (n_sets, n_voxels), or None
     lessons : sequence of Lesson
     cells : Cells
         Of their training sets.
     which : sequence of int, length n_sets
         Lesson of each set of voxels.
-    masks : ndarray of bool, shape (n_sets, n_voxels), or None
-
-    Returns
-    -------
-    ndarray of float64, shape (n_sets, n_samples, n_samples)
-        The lower triangles only, as :func:`daskdecode.engine.gram.shared_grams`.
 
     Notes
     -----
-    Memory beside the result: four copies of :data:`VOXELS_AT_ONCE` voxels in float64, and two numbers a voxel of these and lesson.
+    Memory: four copies of :data:`VOXELS_AT_ONCE` voxels in float64, two numbers a voxel of these and lesson, and one Gram matrix.
     """
     n_samples = parts[0].shape[0]
-    grams = np.zeros((len(which), n_samples, n_samples))
+    gram = np.zeros((n_samples, n_samples))
     start = 0
     for piece in (part[:, few] for part in parts for few in pieces(part.shape[1])):
         x, pivot = shifted(piece)
@@ -339,10 +342,10 @@ def weighted_grams(
             chosen = slice(None) if masks is None else np.flatnonzero(masks[s, start : start + piece.shape[1]])
             scaled = rows[chosen] / scales[lesson, chosen][:, None]
             # The transposes are views that Fortran reads without a copy.
-            updated = dsyrk(1.0, scaled.T, beta=1.0, c=grams[s].T, overwrite_c=1)
-            assert np.shares_memory(updated, grams)
+            updated = dsyrk(1.0, scaled.T, beta=0.0, c=gram.T, overwrite_c=1)
+            assert np.shares_memory(updated, gram)
+            add_triangle(gram, grams[s])
         start += piece.shape[1]
-    return grams
 
 
 def weighted_coefficients(

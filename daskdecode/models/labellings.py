@@ -68,7 +68,8 @@ class Labellings:
         if self.design.within is None:
             return self.design.screening is None
         n_sets = len(training_sets(self.design))
-        small = n_sets * self.plan.selection_nbytes <= self.plan.memory_budget - self.plan.peak_nbytes
+        matrices = 8 * self.plan.workload.n_samples**2 if self.plan.route == "gram" else self.plan.selection_nbytes
+        small = n_sets * matrices <= self.plan.memory_budget - self.plan.peak_nbytes
         return self.design.screening is None and self.same_folds and small
 
     def _batch(self) -> int:

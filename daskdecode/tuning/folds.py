@@ -111,7 +111,7 @@ def _batch_size(design: Design, plan: Plan, masks: Bools | None, n_every: int) -
     if masks is None and design.within is None:
         return n_every  # all see the same
     if plan.route == "gram":
-        return plan.batch
+        return max(1, plan.batch // 2)  # the plan counts triangles, and the table holds squares
     w = plan.workload
     if design.within is None:
         return plan.batch

@@ -4,9 +4,21 @@ import numpy as np
 import pytest
 
 from daskdecode.engine import gram
-from daskdecode.engine.gram import full_gram, mirror, shared_grams
+from daskdecode.engine.gram import add_shared_grams, full_gram, n_pairs, unpack
 
 RNG = np.random.default_rng(0)
+
+
+def shared_grams(blocks, masks, families, *limit):
+    """Add blocks one after another, and unpack the sums."""
+    n_samples = blocks[0].shape[0]
+    packed, start = np.zeros((len(masks), n_pairs(n_samples))), 0
+    for some in ([blocks[0]], blocks[1:]):
+        if some:
+            width = sum(block.shape[1] for block in some)
+            add_shared_grams(packed, some, masks[:, start : start + width], families, *limit)
+            start += width
+    return [unpack(triangle) for triangle in packed]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -17,7 +29,7 @@ def test_each_set_has_the_products_of_its_own_voxels(families, flips, dtype):
     masks = (RNG.random(90) < 0.3) ^ (RNG.random((6, 90)) < flips)
     masks[3] = False
     blocks = np.split(x, [7, 60], axis=1)
-    grams = mirror(shared_grams([*blocks[:2], np.asfortranarray(blocks[2])], masks, families))
+    grams = shared_grams([*blocks[:2], np.asfortranarray(blocks[2])], masks, families)
     for found, mask in zip(grams, masks, strict=True):
         chosen = x[:, mask].astype(np.float64)
         np.testing.assert_allclose(found, chosen @ chosen.T, atol=1e-12)
@@ -58,13 +70,12 @@ def test_voxels_that_several_sets_keep_are_multiplied_once(monkeypatch):
 
 @pytest.mark.parametrize("n_sets", [1, 4, 7])
 @pytest.mark.parametrize("nbytes", [1, 8 * 16 * 9 * 9, 2**27])
-def test_tiles_of_samples_bound_the_memory_and_change_nothing(n_sets, nbytes, monkeypatch):
-    monkeypatch.setattr(gram, "TABLE_NBYTES", nbytes)
+def test_tiles_of_samples_bound_the_memory_and_change_nothing(n_sets, nbytes):
     x = RNG.standard_normal((23, 900))
     masks = (RNG.random(900) < 0.3) ^ (RNG.random((n_sets, 900)) < 0.3)
-    whole = gram.whole_grams([x[:, :100], x[:, 100:]], masks, [0] * n_sets)
+    whole = shared_grams([x[:, :100], x[:, 100:]], masks, [0] * n_sets, nbytes)
     for found, mask in zip(whole, masks, strict=True):
         np.testing.assert_allclose(found, x[:, mask] @ x[:, mask].T, atol=1e-11)
-    widest = gram._tiles(23, 16)[0].stop
+    widest = gram._tiles(23, 16, nbytes)[0].stop
     assert widest == 1 or 8 * 16 * widest**2 <= nbytes
-    assert gram.table_nbytes(23) <= nbytes
+    assert gram.table_nbytes(23, nbytes) <= nbytes

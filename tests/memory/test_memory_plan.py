@@ -22,14 +22,14 @@ WORKLOADS = {
     "all voxels, in memory": ("400MB", "gram", 1, SVC | {"tune": "held_out", "screening_percentile": None}),
     "all voxels, streamed": ("60MB", "gram", 2, SVC | {"tune": "held_out", "screening_percentile": None}),
     "nested, in memory": ("500MB", "gram", 1, SVC),
-    "nested, streamed": ("160MB", "gram", None, SVC),
+    "nested, streamed": ("120MB", "gram", None, SVC),
     "factor, in memory": ("400MB", "gram", 1, {"estimator": "ridge_classifier"}),
     "few voxels": ("400MB", "columns", 1, SVC | {"mask": "region"}),
     "few after screening": ("400MB", "columns", 1, SVC | {"screening_percentile": None, "screening_n_features": 100}),
     "direct": ("600MB", "direct", 1, {"estimator": "gnb"}),
     "regression": ("400MB", "gram", 1, {"decoder": "DecoderRegressor", "estimator": "ridge", "y": RATING}),
     "scaled in folds, in memory": ("500MB", "gram", 1, SVC | {"tune": "held_out", "standardize": "zscore_fold"}),
-    "scaled in folds, streamed": ("120MB", "gram", 3, SVC | {"tune": "held_out", "standardize": "zscore_fold"}),
+    "scaled in folds, streamed": ("130MB", "gram", 3, SVC | {"tune": "held_out", "standardize": "zscore_fold"}),
 }
 
 
