@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.system import CPU_COUNT
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
@@ -19,9 +18,9 @@ from sklearn.base import BaseEstimator
 from daskdecode.data.mask import to_nifti
 from daskdecode.data.preprocess import standardize_samples
 from daskdecode.engine.crossval import CrossValidated, cross_validate
-from daskdecode.engine.design import Design, training_sets
-from daskdecode.engine.plan import Engine, Plan, Workload, block_nbytes, make_plan
-from daskdecode.engine.registry import Kind, Model, takes_turns
+from daskdecode.engine.design import Design
+from daskdecode.engine.plan import Engine, Plan, block_nbytes
+from daskdecode.engine.registry import Kind
 from daskdecode.engine.solvers import decision_values
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
@@ -41,6 +40,7 @@ from daskdecode.models.outcome import by_name, plain
 from daskdecode.models.samples import Quality, Samples, as_samples, by_place, count_bad, names_variables
 from daskdecode.models.splitters import among, inner_splits, outer_splits
 from daskdecode.models.within import IN_FOLDS, check_confounds, check_weights, within_fold
+from daskdecode.models.workload import plan_blocks
 
 _OF_WEIGHTS = ("coef_", "std_coef_", "pattern_", "intercept_", "confound_coef_", "coef_img_", "std_coef_img_", "pattern_img_")
 
@@ -220,8 +220,8 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         )
         check_confounds(design)
         check_weights(design, self.estimator)
-        blocks = VoxelBlocks(self._scale(samples), block_nbytes(self.memory_budget))
-        return samples, question, design, make_plan(_workload(blocks, design, model, self.engine), self.memory_budget), blocks
+        plan, blocks = plan_blocks(self._scale(samples), design, model, self.engine, self.memory_budget)
+        return samples, question, design, plan, blocks
 
     def _confounds(self, given: Any) -> Any:
         return self.confounds if given is None else given
@@ -373,32 +373,3 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
 
 def _same_grid(a: xr.Dataset, b: xr.Dataset) -> bool:
     return list(a.attrs["shape"]) == list(b.attrs["shape"]) and np.allclose(a.attrs["affine"], b.attrs["affine"], atol=1e-2)
-
-
-def _workload(blocks: VoxelBlocks, design: Design, model: Model, engine: Engine) -> Workload:
-    sets = training_sets(design)
-    n_samples, n_voxels = blocks.shape
-    screening = design.screening
-    n_kept = n_voxels if screening is None else screening.n_kept(n_voxels)
-    at_once = 1 if takes_turns(design.build(10, 20)) else CPU_COUNT
-    estimators = [design.build(n_samples, n_kept, **params) for params in design.candidates]
-    needs_voxels = any(map(model.needs_voxels, estimators))
-    return Workload(
-        n_samples=n_samples,
-        n_voxels=n_voxels,
-        itemsize=blocks.x.dtype.itemsize,
-        n_kept=n_kept,
-        n_training_sets=len(sets),
-        n_folds=len(design.outer),
-        n_classes=len(design.targets),
-        n_candidates=len(design.candidates),
-        n_cells=0 if screening is None else int(design.cells([s.train for s in sets]).counts.size),
-        n_blocks=blocks.n_blocks,
-        block_voxels=blocks.widest,
-        n_sums=2 if design.classes is not None else 3,
-        needs_voxels=needs_voxels,
-        fit_nbytes=max(model.nbytes(e, n_samples, n_kept) for e in estimators) * at_once if needs_voxels or engine == "direct" else 0,
-        scaled=design.within is not None and design.within.scale,
-        n_confounds=0 if design.within is None else design.within.confounds.shape[1],
-        engine=engine,
-    )
