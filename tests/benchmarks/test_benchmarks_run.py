@@ -15,7 +15,10 @@ TINY = {
     "decode.py": (["--classes", "2", "--runs", "3", "--repeats", "4", "--voxels", "2000"], "ratio"),
     "growth.py": (["--what", "folds", "--doublings", "1", "--voxels", "1000", "--runs", "3", "--repeat", "1"], "exponents: CPU"),
     "memory.py": (["--voxels", "3000", "--runs", "3", "--repeats", "4", "--decodes", "held out"], "predicted"),
-    "permutations.py": (["--permutations", "3", "--voxels", "1000"], "permutations"),
+    "permutations.py": (
+        ["--permutations", "3", "--screened", "2", "--voxels", "1000", "--volumes", "6", "--runs", "4"],
+        "| svc, one C, 20% screened |",
+    ),
     "roi.py": (
         ["--classes", "3", "--runs", "3", "--repeats", "4", "--shape", "16", "16", "9", "--voxels", "800", "--region", "60"],
         "largest difference of a score 0",

@@ -13,6 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from daskdecode import Decoder, DecoderRegressor, permutation_test
+from daskdecode.engine.relabel import _OneSet
 from daskdecode.errors import DecodingError
 from daskdecode.models.exchange import exchangeable
 
@@ -139,6 +140,26 @@ def test_passes_do_not_grow_with_permutations(budget, passes):
     assert len(reads) == 40 * passes
     expected = permutation_test(clone(decoder).set_params(memory_budget="1GB"), x, y, RUNS, n_permutations=6)
     np.testing.assert_allclose(test.null, expected.null, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["auto", "dual"])
+def test_machines_whose_exact_steps_go_round_in_circles_are_fitted_as_the_decoder_fits(engine, monkeypatch):
+    """Hardly more samples than voxels and a large C: some label vectors have no end to the steps, and others of their batch have."""
+    rng = np.random.default_rng(0)
+    x, y, runs = rng.standard_normal((48, 22)), np.tile(["a", "b"], 24), np.repeat(["1", "2", "3", "4"], 12)
+    one_by_one, asked = _OneSet._one_by_one, []
+
+    def spied(one, problems, *data):
+        if one.exact:
+            asked.append(len(problems))
+        return one_by_one(one, problems, *data)
+
+    monkeypatch.setattr(_OneSet, "_one_by_one", spied)
+    fixed = {"tol": 1e-10, "max_iter": 1_000_000}
+    decoder = Decoder(param_grid={"C": 100}, estimator_args=fixed, screening_percentile=None, engine=engine)
+    check(decoder, x, y, runs, n_permutations=12)
+    assert 0 < len(asked) < 12 * 4
+    assert set(asked) == {1}
 
 
 # ----------------------------------------------------------------------- what each fold learns first, and what samples bring along
