@@ -21,6 +21,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from daskdecode.engine.registry import TimesMinC, takes_turns
+from daskdecode.errors import DecodingError
 
 if TYPE_CHECKING:
     from daskdecode.engine.within_fold import Preparation
@@ -124,7 +125,7 @@ def fit_candidates(
     settings = [resolve(params, z_train, target) for params in candidates]
     unfitted = [build(problem.train.size, n_voxels, **params) for params in settings]
     with in_turn(unfitted):
-        fitted = [model.fit(z_train, target, **weighted(model, problem.sample_weight, problem.train)) for model in unfitted]
+        fitted = [_fit(model, z_train, target, weighted(model, problem.sample_weight, problem.train)) for model in unfitted]
     scores = np.array([[float(scorer(model, z[test], problem.target[test])) for test in problem.tests] for model in fitted])
     n_unconverged = sum(at_max_iter(model) for model in fitted)
     if not problem.keep:
@@ -142,6 +143,17 @@ def fit_candidates(
     # On voxels the models are kept as well: in another fold, weights may not be all of them.
     models = tuple(fitted) if z.shape[1] == n_voxels else None
     return Fits(scores, weights, intercepts, weights @ z.T + intercepts[:, None], n_unconverged, chosen, models)
+
+
+def _fit(model: Any, x: Floats, target: NDArray[Any], weights: Mapping[str, Any]) -> Any:
+    """Fit an estimator; an error of its own says which estimator it was, and on what."""
+    try:
+        return model.fit(x, target, **weights)
+    except Exception as error:
+        raise DecodingError(
+            f"{' '.join(str(model).split())} could not be fitted on {x.shape[0]} training samples x {x.shape[1]} features: {error} "
+            "A training set is what a fold leaves, and nested tuning takes one more fold from it."
+        ) from error
 
 
 def in_turn(models: Sequence[Any]) -> AbstractContextManager[Any]:

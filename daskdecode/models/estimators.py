@@ -188,7 +188,8 @@ def _lists_of(grid: Any, model: Model) -> Any:
         }
     if isinstance(grid, Sequence) and not isinstance(grid, str) and grid and all(isinstance(part, Mapping) for part in grid):
         return [_lists_of(part, model) for part in grid]
-    raise DecodingError(f"param_grid must be a dict or a list of dicts; found {type(grid).__name__}.")
+    found = "an empty list" if isinstance(grid, list) and not grid else type(grid).__name__
+    raise DecodingError(f"param_grid must be a dict or a list of dicts ({{}} for the estimator's own settings); found {found}.")
 
 
 def _list_of(value: Any, *, name: str, model: Model) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import loguniform
 from sklearn.cross_decomposition import PLSRegression
+from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, SGDClassifier
 from sklearn.model_selection import LeaveOneGroupOut, ParameterSampler
@@ -188,3 +189,11 @@ def test_results_without_weights_are_written_and_reported(tmp_path):
 def test_bad_estimators_are_named(options, message):
     with pytest.raises(DecodingError, match=message):
         Decoder(**options).explain(X, Y, RUNS)
+
+
+def test_what_an_estimator_itself_refuses_is_named_with_its_samples():
+    many = make_pipeline(PCA(40), LinearSVC())
+    with pytest.raises(DecodingError, match=r"PCA\(n_components=40\).* could not be fitted on 36 training samples x 150 features"):
+        Decoder(many, screening_percentile=None).fit(X, Y, RUNS)
+    with pytest.raises(DecodingError, match=r"found an empty list"):
+        Decoder(param_grid=[]).fit(X, Y, RUNS)

@@ -265,6 +265,6 @@ def test_what_cannot_be_searched_is_refused_before_data_are_read(kwargs, message
 
 def test_two_runs_cannot_be_nested():
     x, y, groups = make(n_runs=2)
-    with pytest.raises(DecodingError, match=r"at least 3 runs.*nested=False"):
+    with pytest.raises(DecodingError, match=r"takes at least 2 of them.*nested=False"):
         dd.search(dd.Decoder("svc"), x, {"C": [1, 2]}, y, groups)
     assert dd.search(dd.Decoder("svc"), x, {"C": [1, 2]}, y, groups, nested=False).best_decoder_ is not None
