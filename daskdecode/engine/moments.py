@@ -173,7 +173,10 @@ class Screening:
         if self.n_features is not None:
             chosen = SelectKBest(lambda _x, _y: scores, k=self.n_kept(scores.size))
         else:
-            chosen = SelectPercentile(lambda _x, _y: scores, percentile=self.percentile)
+            # A voxel that separates perfectly has an infinite F, next to which no percentile can be interpolated: a large number
+            # ranks alike.
+            finite = np.minimum(scores, np.finfo(np.float64).max / 4)
+            chosen = SelectPercentile(lambda _x, _y: finite, percentile=self.percentile)
         # The selector only asks the data for their number of columns: the scores are already known.
         chosen.fit(np.zeros((2, scores.size), dtype=np.float32), [0, 1])
         return np.asarray(chosen.get_support(), dtype=bool)

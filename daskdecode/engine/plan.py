@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
@@ -23,6 +26,12 @@ _BLOCK_NBYTES = 128 * 2**20
 
 _BATCH_NBYTES = 2**29
 """Gram matrices worked on together where the data are in memory: more at a time would save no reading, only take memory."""
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.high", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container sees its own limit (version 2 of control groups, and 1); Dask knows them in distributed only."""
+
+OWN_NBYTES = 8 * 2**20
+"""What a decode of ten voxels takes beside its arrays (threads, codecs, graphs, tables): 7 MB, measured."""
 
 
 @dataclass(frozen=True)
@@ -198,18 +207,50 @@ def _within_fold(w: Workload) -> list[str]:
 
 
 def memory_budget(budget: str | int | None) -> int:
-    """Bytes a decode may take: ``"4GB"``, a number, or half of the memory that is free now."""
+    """Bytes a decode may take: ``"4GB"``, a number, or half of what this process may still take (:func:`free_nbytes`)."""
     if budget is not None:
         try:
             return int(parse_bytes(budget) if isinstance(budget, str) else budget)
         except (TypeError, ValueError) as error:
             raise DecodingError(f"memory_budget={budget!r} is not a size: give bytes, or text such as '4GB'.") from error
-    return int(psutil.virtual_memory().available // 2)
+    return free_nbytes() // 2
+
+
+def free_nbytes() -> int:
+    """Bytes that this process may still take: what the machine has free, or a lower limit of a container, of ``ulimit`` or of the workers.
+
+    Limits are of the whole process, so what it holds already is taken off.
+    """
+    process = psutil.Process()
+    limits = [psutil.virtual_memory().available, _cgroup_limit() - process.memory_info().rss, _workers_limit()]
+    if hasattr(process, "rlimit"):  # on Linux
+        held = process.memory_info()
+        kinds = ((psutil.RLIMIT_AS, held.vms), (psutil.RLIMIT_DATA, held.data))
+        limits += [soft - taken for soft, taken in ((process.rlimit(kind)[0], taken) for kind, taken in kinds) if soft >= 0]
+    return int(max(0, min(limits)))
+
+
+def _workers_limit() -> float:
+    """Bytes that the worker with the least has left, where a cluster is the active scheduler; else infinite."""
+    client: Any = getattr(get_scheduler(), "__self__", None)  # as this finds a client, distributed need not be imported
+    if not hasattr(client, "scheduler_info"):
+        return float("inf")
+    known = client.scheduler_info()["workers"].values()
+    return min((w["memory_limit"] - w["metrics"]["memory"] for w in known if w["memory_limit"] and "metrics" in w), default=float("inf"))
+
+
+def _cgroup_limit() -> float:
+    """Bytes that the control group of this process may take; infinite where there is none."""
+    found = [float("inf")]
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # "max", or no such file
+            found.append(int(Path(path).read_text()))
+    return min(found)
 
 
 def block_nbytes(budget: str | int | None = None) -> int:
-    """Size of a block of voxels in float64, bytes: a sixteenth of the budget, and no more than makes tasks large enough."""
-    return min(_BLOCK_NBYTES, memory_budget(budget) // 16)
+    """Size of a block of voxels in float64, bytes: a sixteenth of what arrays may take, and no more than makes tasks large enough."""
+    return min(_BLOCK_NBYTES, max(0, memory_budget(budget) - OWN_NBYTES) // 16)
 
 
 def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
@@ -230,7 +271,7 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
             "or take an estimator with an L2 penalty (svc, logistic, ridge)."
         )
     data = w.n_samples * w.n_voxels * w.itemsize
-    stages, one = _stages(w, route, allowed), _one_selection(w, route)
+    stages, one = _stages(w, route), _one_selection(w, route)
     streamed = _peak(stages, one)
     if streamed > allowed:
         raise MemoryBudgetError(_refusal(w, stages, one, allowed))
@@ -268,10 +309,10 @@ def _peak(stages: dict[str, dict[str, int]], selections: int) -> int:
     return max(sum(parts.values()) + (selections if name == _SELECTIONS else 0) for name, parts in stages.items())
 
 
-def _stages(w: Workload, route: Route, allowed: int) -> dict[str, dict[str, int]]:
+def _stages(w: Workload, route: Route) -> dict[str, dict[str, int]]:
     """Bytes that each stage takes beside the sets of voxels worked on together; stages follow one another."""
     wide = 8 * w.n_samples * w.block_voxels
-    blocks = {f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks)}
+    blocks = {"Python's own": OWN_NBYTES, f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks)}
     # Shifted, squared, transposed and scaled copies of some voxels, and numbers of each for all training sets.
     few = min(w.n_voxels, VOXELS_AT_ONCE)
     prepared = 8 * few * (4 * w.n_samples + 4 * w.n_training_sets * (1 + w.n_classes)) if w.scaled or w.n_confounds else 0
@@ -281,11 +322,11 @@ def _stages(w: Workload, route: Route, allowed: int) -> dict[str, dict[str, int]
         "weights of models on samples": 8 * w.n_folds * w.n_classes * w.n_candidates * 3 * w.n_samples,
     }
     coefficients = 8 * w.n_classes * (w.n_folds * w.block_voxels * CPU_COUNT + 4 * w.n_voxels)
-    stages = {_SELECTIONS: kept | _models(w, route, blocks, allowed), "coefficients": kept | blocks | {"coefficients": coefficients}}
+    stages = {_SELECTIONS: kept | _models(w, route, blocks), "coefficients": kept | blocks | {"coefficients": coefficients}}
     return ({"screening": blocks | {"screening": _screening(w)}} | stages) if w.screened else stages
 
 
-def _models(w: Workload, route: Route, blocks: dict[str, int], allowed: int) -> dict[str, int]:
+def _models(w: Workload, route: Route, blocks: dict[str, int]) -> dict[str, int]:
     """Bytes of the tasks that run together while sets of voxels are filled, and models fitted on them: a task is one or the other."""
     if route == "direct":
         # The columns of all stay while they are fitted.
@@ -297,9 +338,12 @@ def _models(w: Workload, route: Route, blocks: dict[str, int], allowed: int) -> 
         return blocks | {f"fits ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * w.n_kept * CPU_COUNT}
     # A square matrix, also as a training set prepares it; the training samples' own, what is left of it at each pivot, the factor.
     squares = 1 + 3 * (w.scaled or w.n_confounds > 0) + 4
-    fits = {f"Gram matrices and factors of fits ({CPU_COUNT} at a time)": squares * 8 * w.n_samples**2 * CPU_COUNT}
+    fits = {
+        "Python's own": OWN_NBYTES,
+        f"Gram matrices and factors of fits ({CPU_COUNT} at a time)": squares * 8 * w.n_samples**2 * CPU_COUNT,
+    }
     if w.screened:
-        shared = table_nbytes(w.n_samples, table_limit(block_nbytes(allowed)))
+        shared = table_nbytes(w.n_samples, table_limit(8 * w.n_samples * w.block_voxels))
         blocks = blocks | {f"products shared between training sets ({CPU_COUNT} at a time)": shared * CPU_COUNT}
     elif w.scaled:
         blocks = blocks | {f"products ({CPU_COUNT} at a time)": 8 * w.n_samples**2 * CPU_COUNT}

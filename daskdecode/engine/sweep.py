@@ -104,7 +104,7 @@ class VoxelBlocks:
         grams: dict[int, Delayed] = {}
         for sets in _shares(families):
             shape, own = (len(sets), n_pairs(self.shape[0])), [families[s] for s in sets]
-            total = self.running(shape, add_shared_grams, masks[sets], own, table_limit(self.block_nbytes))
+            total = self.running(shape, add_shared_grams, masks[sets], own, table_limit(8 * self.shape[0] * self.widest))
             grams |= {s: square(total, position) for position, s in enumerate(sets)}
         return [grams[s] for s in range(len(masks))]
 

@@ -15,7 +15,7 @@ from daskdecode.engine.closed_form import closed_form
 from daskdecode.engine.design import Design, training_sets
 from daskdecode.engine.judge import judge_of
 from daskdecode.engine.moments import Cells
-from daskdecode.engine.plan import Plan
+from daskdecode.engine.plan import OWN_NBYTES, Plan
 from daskdecode.engine.relabel import Seen, shared_scores, swept_scores
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
@@ -84,7 +84,7 @@ class Labellings:
         tested = max(sum(map(len, fold.tests)) for fold in sets)
         # Labels and weights of the samples, decision values and their ranks on the tests: of the tasks that run at one time.
         running = 8 * n_problems * (5 * w.n_samples + 5 * n_models * tested) * CPU_COUNT
-        room = min(_TOGETHER_NBYTES, self.plan.memory_budget - sum(data.nbytes for data in self.seen.data.values()))
+        room = min(_TOGETHER_NBYTES, self.plan.memory_budget - OWN_NBYTES - sum(data.nbytes for data in self.seen.data.values()))
         fitting = int(max(1, room // (running + n_problems * len(sets) * _FIT_NBYTES)))
         separate = design.sample_weight is not None or closed_form(self._models(), w.n_voxels, exact=True) is None
         return min(fitting, _FITS_TOGETHER) if separate else fitting

@@ -13,23 +13,20 @@ pytestmark = [pytest.mark.slow, linux]
 SVC = {"estimator": "svc", "param_grid": {"C": [0.1, 10]}}
 RATING = np.random.default_rng(0).normal(size=216).tolist()
 
-READING_NBYTES = 8 * 2**20
-"""A plan does not count the storage chunks from which a few voxels are taken: it matters where these are all that is decoded."""
-
 WORKLOADS = {
     "screened, in memory": ("400MB", "gram", 1, SVC | {"tune": "held_out"}),
     "screened, streamed": ("100MB", "gram", 3, SVC | {"tune": "held_out"}),
     "all voxels, in memory": ("400MB", "gram", 1, SVC | {"tune": "held_out", "screening_percentile": None}),
     "all voxels, streamed": ("60MB", "gram", 2, SVC | {"tune": "held_out", "screening_percentile": None}),
     "nested, in memory": ("500MB", "gram", 1, SVC),
-    "nested, streamed": ("120MB", "gram", None, SVC),
+    "nested, streamed": ("120MB", "gram", 3, SVC),
     "factor, in memory": ("400MB", "gram", 1, {"estimator": "ridge_classifier"}),
-    "few voxels": ("400MB", "columns", 1, SVC | {"mask": "region"}),
+    "few voxels": ("400MB", "columns", 1, SVC | {"mask": "region", "tune": "held_out"}),
     "few after screening": ("400MB", "columns", 1, SVC | {"screening_percentile": None, "screening_n_features": 100}),
     "direct": ("600MB", "direct", 1, {"estimator": "gnb"}),
     "regression": ("400MB", "gram", 1, {"decoder": "DecoderRegressor", "estimator": "ridge", "y": RATING}),
     "scaled in folds, in memory": ("500MB", "gram", 1, SVC | {"tune": "held_out", "standardize": "zscore_fold"}),
-    "scaled in folds, streamed": ("130MB", "gram", 3, SVC | {"tune": "held_out", "standardize": "zscore_fold"}),
+    "scaled in folds, streamed": ("140MB", "gram", 3, SVC | {"tune": "held_out", "standardize": "zscore_fold"}),
 }
 
 
@@ -40,7 +37,7 @@ def test_the_peak_is_what_was_predicted(brain, decode_apart, workload):
     assert found["route"] == route
     assert passes is None or found["passes"] == passes
     assert found["in_memory"] == (found["passes"] == 1)
-    assert found["measured"] <= 1.2 * found["predicted"] + READING_NBYTES
+    assert found["measured"] <= 1.2 * found["predicted"]
     # A prediction of anything would hold as well, were it only large enough.
     assert found["measured"] >= 0.15 * found["predicted"]
 

@@ -13,6 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from daskdecode import Decoder, DecoderRegressor, permutation_test
+from daskdecode.engine.plan import OWN_NBYTES
 from daskdecode.engine.relabel import _OneSet
 from daskdecode.errors import DecodingError
 from daskdecode.models.exchange import exchangeable
@@ -123,7 +124,7 @@ def test_a_planted_value_is_found():
     assert permutation_test(DecoderRegressor(screening_percentile=None), x, y, RUNS, n_permutations=99).pvalue <= 0.02
 
 
-@pytest.mark.parametrize(("budget", "passes"), [("1GB", 1), (4_000_000, 2 * (1 + 2))])
+@pytest.mark.parametrize(("budget", "passes"), [("1GB", 1), (OWN_NBYTES + 4_000_000, 2 * (1 + 1))])
 def test_passes_do_not_grow_with_permutations(budget, passes):
     """Screened and streamed: sums and Gram matrices of several permutations a sweep, as many as the budget holds."""
     x, y = classes(p=4000)
@@ -217,7 +218,7 @@ def test_batches_hold_what_the_budget_allows(estimator, n):
     """What Python and NumPy take for a batch stays under the budget, and what is found does not depend on it."""
     rng = np.random.default_rng(0)
     x, y, runs = rng.standard_normal((60, 90)), np.tile(["a", "b"], 30), np.repeat(np.arange(6), 10)
-    small = Decoder(estimator, screening_percentile=None, memory_budget=4_000_000)
+    small = Decoder(estimator, screening_percentile=None, memory_budget=OWN_NBYTES + 4_000_000)
     expected = permutation_test(clone(small).set_params(memory_budget="1GB"), x, y, runs, n_permutations=n)
     batches = []
     tracemalloc.start()
