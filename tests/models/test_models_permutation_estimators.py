@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import KFold, PredefinedSplit, StratifiedKFold
 
 from daskdecode import Decoder, DecoderRegressor, permutation_test
 from daskdecode.engine.plan import OWN_NBYTES
@@ -195,13 +195,21 @@ def test_of_weighted_samples(estimator, screening):
     check(Decoder(estimator, param_grid=grid, screening_percentile=screening), x, y, RUNS, sample_weight=weight)
 
 
-@pytest.mark.parametrize("cv", ["run", "list", 3])
+def folds_of(cv, taken):
+    """Folds of the samples of X, and those of the samples that are taken."""
+    if cv == "list":
+        return tuple([(np.flatnonzero(of != run), np.flatnonzero(of == run)) for run in "123"] for of in (RUNS, RUNS[taken]))
+    if cv == "predefined":
+        return PredefinedSplit(RUNS.astype(int)), PredefinedSplit(RUNS[taken].astype(int))
+    return cv, cv
+
+
+@pytest.mark.parametrize("cv", ["run", "list", "predefined", 3])
 def test_samples_that_are_left_out_have_no_part(cv):
     """As if they were not in X; folds that are given count the samples of X all the same."""
     x, y = classes()
     taken = np.arange(27) % 5 != 2
-    folds = {"list": [(np.flatnonzero(taken & (run != RUNS)), np.flatnonzero(run == RUNS)) for run in "123"]}.get(cv, cv)
-    cut = {"list": [(np.flatnonzero(run != RUNS[taken]), np.flatnonzero(run == RUNS[taken])) for run in "123"]}.get(cv, cv)
+    folds, cut = folds_of(cv, taken)
     decoder = Decoder("ridge_classifier", screening_percentile=None)
     got = permutation_test(clone(decoder).set_params(cv=folds), x, y, RUNS, n_permutations=9, sample_mask=taken)
     expected = permutation_test(clone(decoder).set_params(cv=cut), x[taken], y[taken], RUNS[taken], n_permutations=9)
