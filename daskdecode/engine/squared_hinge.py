@@ -7,8 +7,8 @@ vector, its weights are linear in the labels,
 
 so that thousands of label vectors are one matrix product. Where some are not (:math:`y_i \beta_i < 0` for them), they are held at 0 with
 multipliers :math:`\mu` and the condition is asked again, which is Newton's method on the loss (Chapelle 2007, Neural Computation
-19:1155-1178); a few steps on matrices as small as the number of samples left out. Brains have many more voxels than samples: hardly any
-are left out.
+19:1155-1178); a few steps on matrices as small as the number of samples left out, fewer still from those of the next
+smaller C. Brains have many more voxels than samples: hardly any are left out.
 
 liblinear, which :class:`sklearn.svm.LinearSVC` and so :mod:`daskdecode.engine.coordinate_descent` follow, stops within a tolerance of the
 same minimum, after hundreds of rounds where samples are centred within runs.
@@ -69,11 +69,13 @@ def decide_squared_hinge(gram: Floats, train: Ints, targets: Floats, rows: Ints,
     inner = gram[np.ix_(train, train)] + 1.0
     across = gram[np.ix_(rows, train)] + 1.0
     decision = np.empty((len(costs), rows.size, y.shape[1]))
-    for out, cost in zip(decision, costs, strict=True):
-        inverse = _inverse(inner, 0.5 / cost)
+    # The larger C, the more samples lie outside the margin: those of one value are nearly those of the next.
+    held = np.zeros(y.shape, dtype=np.bool_)
+    for place in np.argsort(costs).tolist():
+        inverse = _inverse(inner, 0.5 / costs[place])
         beta = inverse @ y
-        _hold_at_zero(inverse, y, beta)
-        out[:] = across @ beta
+        _hold_at_zero(inverse, y, beta, held)
+        decision[place] = across @ beta
     return decision
 
 
@@ -88,12 +90,17 @@ def _inverse(matrix: Floats, ridge: float) -> Floats:
 
 
 @numba.njit(cache=True, nogil=True)
-def _hold_at_zero(inverse, y, beta):  # type: ignore[no-untyped-def]
-    """Correct the columns of ``beta`` whose samples are not all support vectors, in place."""
+def _hold_at_zero(inverse, y, beta, at_zero):  # type: ignore[no-untyped-def]
+    """Correct the columns of ``beta`` whose samples are not all support vectors, in place.
+
+    ``at_zero``, of the same shape, says which samples are held at first, and then which are in the end.
+    """
     n, n_vectors = y.shape
     for v in range(n_vectors):
         free = beta[:, v].copy()
-        out = free * y[:, v] < 0
+        out = at_zero[:, v].copy()
+        if not out.any():
+            out = free * y[:, v] < 0
         current = free
         n_steps = 0
         while True:
@@ -126,5 +133,6 @@ def _hold_at_zero(inverse, y, beta):  # type: ignore[no-untyped-def]
                     changed = True
             if not changed:
                 beta[:, v] = current
+                at_zero[:, v] = out
                 break
             n_steps += 1
