@@ -19,7 +19,8 @@ from dask.delayed import Delayed
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from daskdecode.engine import fold_sweep
-from daskdecode.engine.design import Design, Split, TrainingSet, training_sets
+from daskdecode.engine.choice import choose
+from daskdecode.engine.design import Design, TrainingSet, training_sets
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Bools, Floats, Ints, Screening
 from daskdecode.engine.plan import Plan
@@ -106,12 +107,12 @@ def cross_validate(
     sets = training_sets(design)
     masks = None
     if design.screening is not None:
-        masks, also = _screen_all(blocks, design, design.screening, sets, also)
+        masks, also = screen_all(blocks, design, design.screening, sets, also)
     fits, also = _fit_all(blocks, design, sets, masks, plan, progress, also)
     return _gather(blocks, design, sets, masks, fits, plan), also
 
 
-def _screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
+def screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
     """Voxels of each (training set, problem), shape (n_sets, n_classes, n_voxels)."""
     n_voxels, n_classes = blocks.shape[1], len(design.targets)
     trains, lessons = [s.train for s in sets], design.lessons(sets)
@@ -164,7 +165,7 @@ def _fit_all(
             # A search of the estimator's own splits the training samples by itself, and says so once a fit.
             warnings.filterwarnings("ignore", message="The least populated class in y has only")
             computed, also = dask.compute(tasks, also)
-        for key, fits in zip(_keys(batch, masks), computed, strict=True):
+        for key, fits in zip(sharing(batch, masks), computed, strict=True):
             found.update(zip(key, fits, strict=True))
         if progress is not None:
             progress(len(found), len(every))
@@ -184,7 +185,7 @@ def _scaled_grams(design: Design, plan: Plan) -> bool:
     return plan.route == "gram" and design.within is not None and design.within.scale
 
 
-def _keys(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tuple[int, int]]]:
+def sharing(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tuple[int, int]]]:
     """Group the problems of a batch that share a factor: those of one training set where all voxels are kept, else each its own."""
     if masks is not None:
         return [[key] for key in batch]
@@ -198,7 +199,7 @@ def _batch(
     as_it_is, prepared = (fit_on_gram, fit_on_prepared_gram) if plan.route == "gram" else (fit_on_columns, fit_on_prepared_columns)
     as_it_is, prepared = dask.delayed(as_it_is, pure=False), dask.delayed(prepared, pure=False)
     tasks: list[Delayed] = []
-    for keys, sight in zip(_keys(batch, masks), sights(blocks, design, sets, batch, masks, plan), strict=True):
+    for keys, sight in zip(sharing(batch, masks), sights(blocks, design, sets, batch, masks, plan), strict=True):
         fold = sets[keys[0][0]]
         problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer, design.sample_weight) for _, c in keys]
         how = (problems, design.candidates, design.build, design.scorer, sight.n_voxels)
@@ -261,7 +262,7 @@ def sights(
         Voxels of each, where they are screened. Then each is a group of its own; else all problems of a training set are one.
     plan : Plan
     """
-    firsts = [keys[0] for keys in _keys(batch, masks)]
+    firsts = [keys[0] for keys in sharing(batch, masks)]
     numbers = list(dict.fromkeys(s for s, _ in firsts))
     lessons = design.lessons([sets[s] for s in numbers])
     sources: list[tuple[Any, ...]]
@@ -286,24 +287,13 @@ def _gather(
 ) -> CrossValidated:
     """Choose a candidate for each fold and problem, and average the chosen models."""
     lookup = {s.train.tobytes(): (position, s) for position, s in enumerate(sets)}
-    n_folds, n_classes, n_samples = len(design.outer), len(design.targets), blocks.shape[0]
-    chosen = np.zeros((n_folds, n_classes), dtype=np.intp)
-    scores, optimistic = np.full((n_folds, n_classes), np.nan), np.full((n_folds, n_classes), np.nan)
-    intercepts = np.zeros((n_folds, n_classes))
-    decision = np.zeros((n_folds, n_classes, n_samples))
-    picked: list[list[tuple[Fits, int]]] = []
-    for f, (train, test) in enumerate(design.outer):
-        position, fold = lookup[train.tobytes()]
-        picked.append([])
-        for c, fit in enumerate(fits[position]):
-            held_out = fit.scores[:, _position(fold.tests, test)]
-            luckiest = _last_best(held_out)
-            pick = luckiest if design.inner is None else _first_best(_inner_scores(design.inner[f], lookup, fits, c))
-            optimistic[f, c] = held_out[luckiest]
-            assert fit.decision is not None
-            chosen[f, c], scores[f, c], decision[f, c] = pick, held_out[pick], fit.decision[pick]
-            intercepts[f, c] = 0.0 if fit.intercepts is None else fit.intercepts[pick]
-            picked[f].append((fit, pick))
+    choices = choose(design, sets, fits)
+    scores = np.array([[c.score for c in row] for row in choices])
+    optimistic = np.array([[c.held_out[c.luckiest] for c in row] for row in choices])
+    picked = [[(c.fits, c.pick) for c in row] for row in choices]
+    chosen = np.array([[pick for _, pick in row] for row in picked], dtype=np.intp)
+    intercepts = np.array([[0.0 if fit.intercepts is None else fit.intercepts[pick] for fit, pick in row] for row in picked])
+    decision = np.array([[fit.decision[pick] for fit, pick in row if fit.decision is not None] for row in picked])
     outer_masks = None if masks is None else np.stack([masks[lookup[train.tobytes()][0]] for train, _ in design.outer])
     n_unconverged = sum(fit.n_unconverged for row in fits for fit in row)
     params = [[fit.params[pick] for fit, pick in row] for row in picked]
@@ -352,39 +342,6 @@ def _columns(masks: Bools | None, design: Design) -> list[list[Ints]]:
     """Voxels that the models of each outer fold and problem saw, in the order in which they saw them."""
     order, problems = design.voxel_order, range(len(design.targets))
     return [[order if masks is None else order[masks[f, c][order]] for c in problems] for f in range(len(design.outer))]
-
-
-def _position(tests: Sequence[Ints], test: Ints) -> int:
-    return next(i for i, other in enumerate(tests) if np.array_equal(test, other))
-
-
-def _inner_scores(splits: Sequence[Split], lookup: dict[bytes, tuple[int, TrainingSet]], fits: list[list[Fits]], problem: int) -> Floats:
-    """Mean score of each candidate over the inner folds where it is defined, shape (n_candidates,); minus infinity where none is."""
-    columns = []
-    for train, test in splits:
-        position, fold = lookup[train.tobytes()]
-        columns.append(fits[position][problem].scores[:, _position(fold.tests, test)])
-    scores = np.stack(columns, axis=1)
-    defined = np.isfinite(scores)
-    means = np.where(defined, scores, 0.0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
-    return np.asarray(np.where(defined.any(axis=1), means, -np.inf))
-
-
-def _first_best(scores: Floats) -> int:
-    """First of the best, as scikit-learn's searches: the strongest regularisation where the grid ascends in C.
-
-    Scores that differ by rounding count as equal: the order in which a score was summed must not choose a model.
-    """
-    return int(np.argmax(scores >= np.max(scores) - 1e-12))
-
-
-def _last_best(scores: Floats) -> int:
-    """Last of the best, as nilearn's ``score >= best_score``; a score that is not defined never replaces one."""
-    best = 0
-    for candidate, score in enumerate(scores):
-        if score >= scores[best]:
-            best = candidate
-    return best
 
 
 def _scatter(weights: list[list[Floats]], masks: Bools | None, voxel_order: Ints) -> tuple[Floats, Floats]:

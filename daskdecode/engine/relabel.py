@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from daskdecode.engine import crossval
+from daskdecode.engine.choice import choose
 from daskdecode.engine.closed_form import closed_form
 from daskdecode.engine.coordinate_descent import can_solve, fit_dual
 from daskdecode.engine.design import Design, TrainingSet, training_sets
@@ -128,7 +129,7 @@ def swept_scores(
         for d, pairs in batch:
             design, sets = designs[d], per_design[d]
             chosen = None if masks is None else np.stack([masks[d][s, c] for s, c in pairs])
-            groups = crossval._keys(pairs, chosen)
+            groups = crossval.sharing(pairs, chosen)
             for group, sight in zip(groups, crossval.sights(blocks, design, sets, pairs, chosen, plan), strict=True):
                 problems = [_problem(design, sets[s], c) for s, c in group]
                 one = _OneSet(problems, design, plan.route == "gram", sight.n_voxels, judge, exact)
@@ -249,20 +250,5 @@ def _chosen(designs: Sequence[Design], per_design: Sequence[Sequence[TrainingSet
     found = []
     for d, (design, sets) in enumerate(zip(designs, per_design, strict=True)):
         rows = [[fits[d, s, c] for c in range(len(design.targets))] for s in range(len(sets))]
-        found.append(_choose(design, sets, rows))
-    return np.stack(found)
-
-
-def _choose(design: Design, sets: Sequence[TrainingSet], rows: list[list[Fits]]) -> Floats:
-    lookup = {fold.train.tobytes(): (position, fold) for position, fold in enumerate(sets)}
-    scores = np.full((len(design.outer), len(design.targets)), np.nan)
-    for f, (train, test) in enumerate(design.outer):
-        position, fold = lookup[train.tobytes()]
-        for c, fit in enumerate(rows[position]):
-            held_out = fit.scores[:, crossval._position(fold.tests, test)]
-            if design.inner is None:
-                pick = crossval._last_best(held_out)
-            else:
-                pick = crossval._first_best(crossval._inner_scores(design.inner[f], lookup, rows, c))
-            scores[f, c] = held_out[pick]
-    return scores
+        found.append([[choice.score for choice in row] for row in choose(design, sets, rows)])
+    return np.array(found)

@@ -26,7 +26,7 @@ def screen_all(blocks: VoxelBlocks, designs: Sequence[Design], per_design: Seque
     if screening is None:
         return None
     if first.within is not None or any(sets is not per_design[0] for sets in per_design):
-        return [crossval._screen_all(blocks, d, screening, sets, None)[0] for d, sets in zip(designs, per_design, strict=True)]
+        return [crossval.screen_all(blocks, d, screening, sets, None)[0] for d, sets in zip(designs, per_design, strict=True)]
     sets = per_design[0]
     cells = Cells.of([fold.train for fold in sets], np.zeros(blocks.shape[0], dtype=np.intp))
     values = np.stack([_values(design, design.targets) for design in designs])

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,6 @@ from sklearn.utils.validation import has_fit_parameter
 
 from daskdecode.engine.registry import TimesMinC, takes_turns
 from daskdecode.errors import DecodingError
-
-if TYPE_CHECKING:
-    from daskdecode.engine.within_fold import Preparation
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -83,8 +80,8 @@ class Fits:
         The fitted estimators, where weights may not be all of them.
     slopes : ndarray of float64, shape (n_candidates, n_confounds), or None
         Weights on confounds, where training samples learnt to take them from the voxels.
-    preparation : Preparation, or None
-        What the models' columns went through first, learnt from the training samples.
+    preparation : callable or None
+        ``preparation(x, confounds)``: what the models' columns went through first, learnt from the training samples.
     """
 
     scores: Floats
@@ -95,7 +92,7 @@ class Fits:
     params: tuple[Params, ...] = ()
     models: tuple[Any, ...] | None = None
     slopes: Floats | None = None
-    preparation: Preparation | None = None
+    preparation: Callable[[Floats, Floats], Floats] | None = None
 
 
 def fit_candidates(
@@ -150,8 +147,9 @@ def _fit(model: Any, x: Floats, target: NDArray[Any], weights: Mapping[str, Any]
     try:
         return model.fit(x, target, **weights)
     except Exception as error:
+        named, why = " ".join(str(model).split()), f"{type(error).__name__}: {error}"
         raise DecodingError(
-            f"{' '.join(str(model).split())} could not be fitted on {x.shape[0]} training samples x {x.shape[1]} features: {error} "
+            f"{named} could not be fitted on {x.shape[0]} training samples x {x.shape[1]} features: {why.rstrip('.')}. "
             "A training set is what a fold leaves, and nested tuning takes one more fold from it."
         ) from error
 

@@ -94,8 +94,8 @@ def failure(subject: str, error: BaseException) -> dict[str, Any]:
     named = isinstance(error, OSError) and error.strerror is not None
     reason = f"{error.filename or ''}: {error.strerror}".removeprefix(": ") if named else str(error)  # type: ignore[attr-defined]
     told = " ".join((reason if ours and reason else f"{kind}: {reason}").split())
-    # Of a fault of the code, where it is; what is wrong with data says so itself.
-    where = {} if ours else {"traceback": traceback.format_exception(error)}
+    # Of a fault of the code, a person's estimator included, where it is; what is wrong with data says so itself.
+    where = {} if ours and error.__cause__ is None else {"traceback": traceback.format_exception(error)}
     return {"subject": subject, "status": "failed", "error": kind, "reason": told, **where}
 
 

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import can_solve
-from daskdecode.engine.crossval import _screen_all, sights
+from daskdecode.engine.crossval import screen_all, sights
 from daskdecode.engine.design import Design, TrainingSet
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.rotation import Factor
@@ -84,7 +84,7 @@ def score_settings(
     """
     masks = None
     if design.screening is not None:
-        masks, _ = _screen_all(blocks, design, design.screening, sets, None)
+        masks, _ = screen_all(blocks, design, design.screening, sets, None)
     n_problems, n_settings = len(design.targets), len(design.candidates)
     n_tests = max(len(s.tests) for s in sets)
     found = Scored(np.full((len(sets), n_problems, n_settings, n_tests), np.nan))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from daskdecode.tuning.result import SearchResult
+import pandas as pd
 
 _DECADES_FOR_LOG = 2.0
 _MOST_LINES = 8
 
 
-def plot_scores(result: SearchResult, ax: Any = None) -> Any:
-    """See :meth:`daskdecode.tuning.result.SearchResult.plot`."""
+def plot_scores(table: pd.DataFrame, scoring: str, unbiased: float | None, ax: Any = None) -> Any:
+    """Draw a table of settings, the best first, and the score that was had without the scored fold; returns the axes.
+
+    See :meth:`daskdecode.tuning.result.SearchResult.plot`.
+    """
     from matplotlib import pyplot as plt  # slow to import, and most searches are not drawn
 
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    table = result.to_frame()
     score = "mean_test_score" if "mean_test_score" in table else "test_score"
     names = [name for name in map(str, table) if name.startswith("param_") and table[name].map(str).nunique() > 1]
     numeric = [name for name in names if all(_is_number(v) for v in table[name])]
@@ -34,15 +34,16 @@ def plot_scores(result: SearchResult, ax: Any = None) -> Any:
         if (values > 0).all() and np.log10(values.max() / values.min()) >= _DECADES_FOR_LOG:
             ax.set_xscale("log")
         ax.set_xlabel(x_name.removeprefix("param_"))
-        best_x = float(result.cv_results_[x_name][result.best_index_])
+        best_x = float(values.iloc[0])
     else:
         _line(ax, np.arange(1, len(table) + 1), table[score], table.get("std_test_score"), None, line="")
         ax.set_xlabel("setting, the best first")
         best_x = 1.0
-    ax.plot(best_x, result.best_score_, "o", mfc="none", mec="C3", ms=11, label=f"best, optimistic: {result.best_score_:.3f}")
-    if result.score_ is not None:
-        ax.axhline(result.score_, color="0.35", ls="--", lw=1, label=f"without the fold that is scored: {result.score_:.3f}")
-    ax.set_ylabel(result.scoring + (" (mean and sd over folds)" if "std_test_score" in table else ""))
+    best = float(table[score].iloc[0])
+    ax.plot(best_x, best, "o", mfc="none", mec="C3", ms=11, label=f"best, optimistic: {best:.3f}")
+    if unbiased is not None:
+        ax.axhline(unbiased, color="0.35", ls="--", lw=1, label=f"without the fold that is scored: {unbiased:.3f}")
+    ax.set_ylabel(scoring + (" (mean and sd over folds)" if "std_test_score" in table else ""))
     ax.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

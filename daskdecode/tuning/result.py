@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from daskdecode.models.outcome import plain
+from daskdecode.tuning.plot import plot_scores
 
 Floats = NDArray[np.float64]
 
@@ -158,9 +159,7 @@ class SearchResult:
         -------
         matplotlib Axes
         """
-        from daskdecode.tuning.plot import plot_scores
-
-        return plot_scores(self, ax)
+        return plot_scores(self.to_frame(), self.scoring, self.score_, ax)
 
 
 def _shown(value: Any) -> str:

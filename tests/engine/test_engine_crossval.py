@@ -149,7 +149,7 @@ def test_patterns_are_the_covariance_with_the_decision():
 
 
 def test_the_held_out_fold_chooses_the_last_of_the_best():
-    from daskdecode.engine.crossval import _first_best, _last_best
+    from daskdecode.engine.choice import _first_best, _last_best
 
     assert _last_best(np.array([0.7, 0.9, 0.9])) == 2
     assert _first_best(np.array([0.7, 0.9, 0.9])) == 1
