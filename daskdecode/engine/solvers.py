@@ -122,7 +122,7 @@ def fit_candidates(
     settings = [resolve(params, z_train, target) for params in candidates]
     unfitted = [build(problem.train.size, n_voxels, **params) for params in settings]
     with in_turn(unfitted):
-        fitted = [_fit(model, z_train, target, weighted(model, problem.sample_weight, problem.train)) for model in unfitted]
+        fitted = [fit_named(model, z_train, target, weighted(model, problem.sample_weight, problem.train)) for model in unfitted]
     scores = np.array([[float(scorer(model, z[test], problem.target[test])) for test in problem.tests] for model in fitted])
     n_unconverged = sum(at_max_iter(model) for model in fitted)
     if not problem.keep:
@@ -142,7 +142,7 @@ def fit_candidates(
     return Fits(scores, weights, intercepts, weights @ z.T + intercepts[:, None], n_unconverged, chosen, models)
 
 
-def _fit(model: Any, x: Floats, target: NDArray[Any], weights: Mapping[str, Any]) -> Any:
+def fit_named(model: Any, x: Floats, target: NDArray[Any], weights: Mapping[str, Any]) -> Any:
     """Fit an estimator; an error of its own says which estimator it was, and on what."""
     try:
         return model.fit(x, target, **weights)

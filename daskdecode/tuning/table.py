@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from daskdecode.engine.coordinate_descent import DualFit, fit_dual
 from daskdecode.engine.registry import model_of
 from daskdecode.engine.scoring import score_decisions
-from daskdecode.engine.solvers import Scorer, at_max_iter, in_turn, resolve
+from daskdecode.engine.solvers import Scorer, at_max_iter, fit_named, in_turn, resolve
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -169,7 +169,7 @@ class Fit(BaseEstimator):  # type: ignore[misc]
             return self
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         with in_turn([model]):
-            self.model_ = model.fit(X, y, **weights)
+            self.model_ = fit_named(model, X, y, weights)
         return self
 
     @property

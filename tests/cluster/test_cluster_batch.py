@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(monkeypatch):
         dd.connect("slurm", **SIZE)
 
 
-# As the systems' manuals show them; only Slurm's and Grid Engine's are packaged where these tests can run.
+# Written from the formats as known, not copied from runs: they test what is read out of such text, not the systems.
 _PBS = """Job Id: 12.server
     Job_Name = daskdecode
     job_state = Q
