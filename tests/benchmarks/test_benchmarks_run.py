@@ -14,6 +14,7 @@ TINY = {
     "convert.py": (["--volumes", "12", "--runs", "2", "--repeat", "1"], "ratio"),
     "decode.py": (["--classes", "2", "--runs", "3", "--repeats", "4", "--voxels", "2000"], "ratio"),
     "growth.py": (["--what", "folds", "--doublings", "1", "--voxels", "1000", "--runs", "3", "--repeat", "1"], "exponents: CPU"),
+    "many_subjects.py": (["price", "--subjects", "1", "2"], "2 subjects: again"),
     "memory.py": (["--voxels", "3000", "--runs", "3", "--repeats", "4", "--decodes", "held out"], "predicted"),
     "permutations.py": (
         ["--permutations", "3", "--screened", "2", "--voxels", "1000", "--volumes", "6", "--runs", "4"],

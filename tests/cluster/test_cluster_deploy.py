@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.util
 import os
 import re
@@ -257,6 +258,7 @@ def gateway(tmp_path, until):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dask-gateway's own clients, closed after their loop
 def test_a_gateway_for_real(gateway):
     with dd.connect("gateway", address=gateway, n_workers=2, timeout_s=120) as client:
         client.wait_for_workers(2, timeout=60)
@@ -264,6 +266,7 @@ def test_a_gateway_for_real(gateway):
         assert dask.delayed(sum)([1, 2]).compute() == 3
     with pytest.raises(ClusterSpecError, match="does not let its users choose image"):
         dd.connect("gateway", address=gateway, image="x")
+    gc.collect()  # here, not in a later test
 
 
 def test_a_gateway_that_does_not_answer():
