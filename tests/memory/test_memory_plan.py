@@ -30,9 +30,9 @@ WORKLOADS = {
 }
 
 
-# Blocks are read ahead of the sum that takes them one by one, as far ahead as the scheduler likes: on a busy machine a streamed decode was
-# seen at twice its plan (130 MB for 67 MB), on a quiet one at 1.02 times.
-READ_AHEAD = pytest.mark.xfail(strict=False, reason="blocks of a streamed decode may be read ahead of the sum that takes them")
+# On a busy machine a streamed decode was seen at twice its plan (130 MB for 67 MB), on a quieter one at 1.02 times. Nothing keeps blocks from
+# being read ahead of the sum that takes them one by one; whether that is the cause is not yet known.
+READ_AHEAD = pytest.mark.xfail(strict=False, reason="streamed decodes were seen above their plan on a busy machine")
 
 
 @pytest.mark.parametrize("workload", [pytest.param(w, marks=READ_AHEAD if "streamed" in w else ()) for w in WORKLOADS])
