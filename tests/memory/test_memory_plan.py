@@ -30,8 +30,8 @@ WORKLOADS = {
 }
 
 
-# On a busy machine a streamed decode was seen at twice its plan (130 MB for 67 MB), on a quieter one at 1.02 times. Nothing keeps blocks from
-# being read ahead of the sum that takes them one by one; whether that is the cause is not yet known.
+# On a busy machine a streamed decode was seen at twice its plan (130 MB for 67 MB), on a quieter one at 1.02 times. Nothing keeps blocks
+# from being read ahead of the sum that takes them one by one; whether that is the cause is not yet known.
 READ_AHEAD = pytest.mark.xfail(strict=False, reason="streamed decodes were seen above their plan on a busy machine")
 
 
