@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import socket
@@ -22,7 +23,13 @@ from daskdecode.cli.main import main
 from daskdecode.errors import StoreError
 from daskdecode.study.decode import decode_study
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # A write that a cut wire ends leaves Zarr's coroutines unawaited and s3fs's sessions open. Python says so when it collects them, which
+    # may be in the next test.
+    pytest.mark.filterwarnings(r"ignore:(?s).*Exception ignored in. <coroutine object:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(r"ignore:(?s).*Exception ignored in. <function ClientSession:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class Wire:
@@ -102,6 +109,7 @@ def wire():
         finally:
             server.kill()
             server.wait()
+            gc.collect()  # what was left open is told of here
 
 
 def _wait_for(port: int) -> None:
@@ -176,7 +184,6 @@ def test_a_server_that_goes_away_is_an_error_and_the_same_call_goes_on(wire, bid
     assert {k.removeprefix("cut.zarr/") for k in keys("cut.zarr/")} == {k.removeprefix("whole.zarr/") for k in keys("whole.zarr/")}
 
 
-@pytest.mark.xfail(strict=False, reason="passes by itself; where the machine is busy it was seen to fail, for a reason not yet found")
 def test_a_server_that_goes_away_while_a_study_is_decoded(wire, bids, tmp_path):
     dd.convert(bids, "s3://studies/whole.zarr", mask="none", progress=False)  # whichever test comes first
     url = "s3://studies/whole.zarr"
