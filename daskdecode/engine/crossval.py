@@ -25,9 +25,10 @@ from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.moments import Bools, Floats, Ints, Screening
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.ranking import Rank, cell_scores, n_candidates, sums_are_less
+from daskdecode.engine.sight import Viewers, sights
 from daskdecode.engine.solvers import Fits, Params, Problem
 from daskdecode.engine.sweep import VoxelBlocks
-from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, prepare, screening_scores
+from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, screening_scores
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +97,7 @@ def cross_validate(
     progress : callable, optional
         Called with (problems done, problems in all) after each batch.
     also : Delayed, optional
-        Something else that needs the data: computed with the first sweep, so that it costs no pass of its own.
+        Something else that needs the data: computed with a sweep that shares what it reads, so that it costs no pass of its own.
 
     Returns
     -------
@@ -109,7 +110,7 @@ def cross_validate(
     if design.screening is not None:
         masks, also = screen_all(blocks, design, design.screening, sets, also)
     fits, also = _fit_all(blocks, design, sets, masks, plan, progress, also)
-    return _gather(blocks, design, sets, masks, fits, plan), also
+    return _gather(blocks, design, sets, masks, fits, plan, also)
 
 
 def screen_all(blocks: VoxelBlocks, design: Design, screening: Screening, sets: Sequence[TrainingSet], also: Any) -> tuple[Bools, Any]:
@@ -150,22 +151,28 @@ def _fit_all(
     every = _in_order(len(sets), n_classes, masks)
     found: dict[tuple[int, int], Fits] = {}
     size = len(every)
+    # Sums in place read their blocks by themselves, and share them with nothing else.
+    paced = plan.route == "gram" and (masks is not None or _scaled_grams(design, plan))
     if masks is not None:
         size = plan.batch
-    elif _scaled_grams(design, plan):
+    elif paced:
         size = plan.batch * n_classes
     for start in range(0, len(every), size):
         batch = every[start : start + size]
         chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
-        tasks = _batch(blocks, design, sets, batch, chosen, plan)
+        viewers = Viewers(design, sets, batch, chosen)
+        tasks = _batch(blocks, viewers, plan)
         with warnings.catch_warnings():
             # Both are counted and reported once, by name, instead of once a fit.
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.simplefilter("ignore", UndefinedMetricWarning)
             # A search of the estimator's own splits the training samples by itself, and says so once a fit.
             warnings.filterwarnings("ignore", message="The least populated class in y has only")
-            computed, also = dask.compute(tasks, also)
-        for key, fits in zip(sharing(batch, masks), computed, strict=True):
+            if paced:
+                (computed,) = dask.compute(tasks)
+            else:
+                computed, also = dask.compute(tasks, also)
+        for key, fits in zip(viewers.groups, computed, strict=True):
             found.update(zip(key, fits, strict=True))
         if progress is not None:
             progress(len(found), len(every))
@@ -185,106 +192,22 @@ def _scaled_grams(design: Design, plan: Plan) -> bool:
     return plan.route == "gram" and design.within is not None and design.within.scale
 
 
-def sharing(batch: Sequence[tuple[int, int]], masks: Bools | None) -> list[list[tuple[int, int]]]:
-    """Group the problems of a batch that share a factor: those of one training set where all voxels are kept, else each its own."""
-    if masks is not None:
-        return [[key] for key in batch]
-    return [[key for key in batch if key[0] == s] for s in dict.fromkeys(s for s, _ in batch)]
-
-
-def _batch(
-    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], batch: Sequence[tuple[int, int]], masks: Bools | None, plan: Plan
-) -> list[Delayed]:
+def _batch(blocks: VoxelBlocks, viewers: Viewers, plan: Plan) -> list[Delayed]:
     """One sweep for the sets of voxels of a batch, then its fits, as one Dask graph; lazy."""
     as_it_is, prepared = (fit_on_gram, fit_on_prepared_gram) if plan.route == "gram" else (fit_on_columns, fit_on_prepared_columns)
     as_it_is, prepared = dask.delayed(as_it_is, pure=False), dask.delayed(prepared, pure=False)
-    tasks: list[Delayed] = []
-    for keys, sight in zip(sharing(batch, masks), sights(blocks, design, sets, batch, masks, plan), strict=True):
-        fold = sets[keys[0][0]]
+    design, tasks = viewers.design, []
+    for keys, sight in zip(viewers.groups, sights(blocks, [viewers], plan)[0], strict=True):
+        fold = viewers.sets[keys[0][0]]
         problems = [Problem(fold.train, design.targets[c], fold.tests, fold.outer, design.sample_weight) for _, c in keys]
         how = (problems, design.candidates, design.build, design.scorer, sight.n_voxels)
         tasks.append(as_it_is(*sight.source, *how) if sight.lesson is None else prepared(*sight.source, sight.lesson, *how))
     return tasks
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What a training set and the problems that share its voxels see of the data.
-
-    Attributes
-    ----------
-    source : tuple
-        Data as they are, lazy: the Gram matrix (n_samples, n_samples) of its voxels; or (routes columns and direct) the voxels
-        (n_samples, n_columns) that the training sets of a batch see, in canonical order, and which of them are its own (None: all).
-    n_voxels : int
-        How many voxels it has.
-    lesson : Delayed or None
-        What the training set learnt of the data, by which they are prepared for its models.
-    """
-
-    source: tuple[Any, ...]
-    n_voxels: int
-    lesson: Delayed | None = None
-
-    @property
-    def data(self) -> Delayed:
-        """What models see, lazily: a Gram matrix, or all columns of which :attr:`columns` are to be taken."""
-        if self.lesson is None:
-            seen: Delayed = self.source[0]
-        else:
-            seen = dask.delayed(prepare, pure=False)(self.lesson, *self.source)
-        return seen
-
-    @property
-    def columns(self) -> Bools | None:
-        """Which columns of :attr:`data` models see, (n_columns,); None: all of them, or a Gram matrix."""
-        return self.source[1] if self.lesson is None and len(self.source) > 1 else None
-
-
-def sights(
-    blocks: VoxelBlocks,
-    design: Design,
-    sets: Sequence[TrainingSet],
-    batch: Sequence[tuple[int, int]],
-    masks: Bools | None,
-    plan: Plan,
-) -> list[Sight]:
-    """What each group of (training set, problem) of a batch that shares a factor sees; lazy, one sweep.
-
-    Parameters
-    ----------
-    blocks : VoxelBlocks
-    design : Design
-    sets : sequence of TrainingSet
-    batch : sequence of (int, int)
-        Number of the training set and of the problem.
-    masks : ndarray of bool, shape (len(batch), n_voxels), or None
-        Voxels of each, where they are screened. Then each is a group of its own; else all problems of a training set are one.
-    plan : Plan
-    """
-    firsts = [keys[0] for keys in sharing(batch, masks)]
-    numbers = list(dict.fromkeys(s for s, _ in firsts))
-    lessons = design.lessons([sets[s] for s in numbers])
-    sources: list[tuple[Any, ...]]
-    if plan.route != "gram":
-        index = design.voxel_order if masks is None else design.voxel_order[np.any(masks, axis=0)[design.voxel_order]]
-        columns = blocks.columns(index)
-        sources = [(columns, None if masks is None else masks[position][index]) for position in range(len(firsts))]
-    elif lessons is not None and lessons[0].scale:
-        sources = [(gram,) for gram in fold_sweep.grams(blocks, lessons, [numbers.index(s) for s, _ in firsts], masks)]
-    else:
-        grams = blocks.grams(masks, [c for _, c in batch])
-        sources = [(grams[0 if masks is None else position],) for position in range(len(firsts))]
-    n_voxels = [blocks.shape[1]] * len(firsts) if masks is None else masks.sum(axis=1).tolist()
-    if lessons is None:
-        return [Sight(source, n) for source, n in zip(sources, n_voxels, strict=True)]
-    shared = [dask.delayed(lesson, pure=False, traverse=False) for lesson in lessons]
-    return [Sight(source, n, shared[numbers.index(s)]) for source, n, (s, _) in zip(sources, n_voxels, firsts, strict=True)]
-
-
 def _gather(
-    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], masks: Bools | None, fits: list[list[Fits]], plan: Plan
-) -> CrossValidated:
+    blocks: VoxelBlocks, design: Design, sets: Sequence[TrainingSet], masks: Bools | None, fits: list[list[Fits]], plan: Plan, also: Any
+) -> tuple[CrossValidated, Any]:
     """Choose a candidate for each fold and problem, and average the chosen models."""
     lookup = {s.train.tobytes(): (position, s) for position, s in enumerate(sets)}
     choices = choose(design, sets, fits)
@@ -301,12 +224,12 @@ def _gather(
     if any(fit.weights is None for row in picked for fit, _ in row):
         models = [[fit.models[pick] if fit.models else None for fit, pick in row] for row in picked]
         preparations = [[fit.preparation for fit, _ in row] for row in picked]
-        return replace(found, models=models, columns=_columns(outer_masks, design), preparations=preparations)
+        return replace(found, models=models, columns=_columns(outer_masks, design), preparations=preparations), also
     lessons = design.lessons([lookup[train.tobytes()][1] for train, _ in design.outer])
     if lessons is not None:
         slopes = np.array([[fit.slopes[pick] for fit, pick in row if fit.slopes is not None] for row in picked])
         found = replace(found, slopes=slopes.mean(axis=0))
-    return _with_weights(blocks, design, found, picked, outer_masks, lessons, plan)
+    return _with_weights(blocks, design, found, picked, outer_masks, lessons, plan, also)
 
 
 def _with_weights(
@@ -317,7 +240,8 @@ def _with_weights(
     masks: Bools | None,
     lessons: list[Lesson] | None,
     plan: Plan,
-) -> CrossValidated:
+    also: Any,
+) -> tuple[CrossValidated, Any]:
     """Coefficients and patterns of the chosen models, one sweep; ``masks`` and ``lessons`` are those of the outer folds."""
     weights = [[fit.weights[pick] for fit, pick in row if fit.weights is not None] for row in picked]
     pattern = _haufe_weights(found.decision.mean(axis=0))
@@ -327,15 +251,16 @@ def _with_weights(
     patterns = blocks.project(pattern.T)
     if plan.route != "gram":
         coef, std_coef = _scatter(weights, masks, design.voxel_order)
-        return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.compute().T)
+        patterns, also = dask.compute(patterns, also)
+        return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.T), also
     dual = np.array(weights)
     kept = np.ones((1, 1, blocks.shape[1]), dtype=bool) if masks is None else masks
     if lessons is None or not lessons[0].scale:
-        (coef, std_coef), patterns = dask.compute(blocks.ensemble(dual, kept), patterns)
+        (coef, std_coef), patterns, also = dask.compute(blocks.ensemble(dual, kept), patterns, also)
     else:
-        (coef, std_coef), offsets, patterns = dask.compute(*fold_sweep.ensemble(blocks, lessons, dual, kept), patterns)
+        (coef, std_coef), offsets, patterns, also = dask.compute(*fold_sweep.ensemble(blocks, lessons, dual, kept), patterns, also)
         found = replace(found, intercepts=found.intercepts - offsets)
-    return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.T)
+    return replace(found, coef=coef, std_coef=std_coef, pattern=patterns.T), also
 
 
 def _columns(masks: Bools | None, design: Design) -> list[list[Ints]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from daskdecode.engine.gram import n_pairs
 from daskdecode.engine.moments import Bools, Cells, Floats
-from daskdecode.engine.sweep import VoxelBlocks, squared, tree_sum
+from daskdecode.engine.sweep import InPlace, VoxelBlocks, squared, tree_sum
 from daskdecode.engine.within_fold import Lesson, add_weighted_grams, pieces, weighted_coefficients
 
 
@@ -23,15 +23,15 @@ def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], 
 
     As :meth:`VoxelBlocks.grams`: each of a few shares of the sets is added up in place.
     """
-    cells, found = cells_of(lessons), []
-    square = dask.delayed(squared, pure=False)
-    for share in np.array_split(np.arange(len(which)), min(CPU_COUNT, len(which))):
+    cells, square = cells_of(lessons), dask.delayed(squared, pure=False)
+    shares = [share for share in np.array_split(np.arange(len(which)), CPU_COUNT) if share.size]
+    sums = []
+    for share in shares:
         own = sorted({which[s] for s in share})
         how = ([lessons[i] for i in own], cells, [own.index(which[s]) for s in share])
-        shape = (share.size, n_pairs(blocks.shape[0]))
-        total = blocks.running(shape, add_weighted_grams, None if masks is None else masks[share], *how)
-        found += [square(total, position) for position in range(share.size)]
-    return found
+        sums.append(InPlace((share.size, n_pairs(blocks.shape[0])), add_weighted_grams, None if masks is None else masks[share], how))
+    totals = blocks.running(sums)
+    return [square(total, position) for share, total in zip(shares, totals, strict=True) for position in range(share.size)]
 
 
 def ensemble(blocks: VoxelBlocks, lessons: Sequence[Lesson], dual: Floats, masks: Bools) -> tuple[Delayed, Delayed]:

@@ -16,7 +16,6 @@ import dask
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
-from daskdecode.engine import crossval
 from daskdecode.engine.choice import choose
 from daskdecode.engine.closed_form import closed_form
 from daskdecode.engine.coordinate_descent import can_solve, fit_dual
@@ -26,6 +25,7 @@ from daskdecode.engine.judge import Judge
 from daskdecode.engine.moments import Floats, Ints
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.rescreen import screen_all
+from daskdecode.engine.sight import Viewers, sights
 from daskdecode.engine.solvers import Fits, Problem
 from daskdecode.engine.sweep import VoxelBlocks
 
@@ -51,7 +51,7 @@ class Seen:
     def of(cls, blocks: VoxelBlocks, design: Design, plan: Plan) -> Seen:
         """Read the voxels, all of them."""
         sets = training_sets(design)
-        seen = crossval.sights(blocks, design, sets, [(s, 0) for s in range(len(sets))], None, plan)
+        (seen,) = sights(blocks, [Viewers(design, sets, [(s, 0) for s in range(len(sets))], None)], plan)
         computed = dask.compute(*(sight.data for sight in seen))
         data: dict[bytes | None, Floats] = {None: computed[0]}
         if design.within is not None:
@@ -126,13 +126,12 @@ def swept_scores(
     found: dict[tuple[int, int, int], Fits] = {}
     for batch in _batches(designs, per_design, together or plan.batch):
         tasks, keys = [], []
-        for d, pairs in batch:
-            design, sets = designs[d], per_design[d]
-            chosen = None if masks is None else np.stack([masks[d][s, c] for s, c in pairs])
-            groups = crossval.sharing(pairs, chosen)
-            for group, sight in zip(groups, crossval.sights(blocks, design, sets, pairs, chosen, plan), strict=True):
-                problems = [_problem(design, sets[s], c) for s, c in group]
-                one = _OneSet(problems, design, plan.route == "gram", sight.n_voxels, judge, exact)
+        chosen = [None if masks is None else np.stack([masks[d][s, c] for s, c in pairs]) for d, pairs in batch]
+        viewers = [Viewers(designs[d], per_design[d], pairs, own) for (d, pairs), own in zip(batch, chosen, strict=True)]
+        for (d, _), viewer, seen in zip(batch, viewers, sights(blocks, viewers, plan), strict=True):
+            for group, sight in zip(viewer.groups, seen, strict=True):
+                problems = [_problem(viewer.design, viewer.sets[s], c) for s, c in group]
+                one = _OneSet(problems, viewer.design, plan.route == "gram", sight.n_voxels, judge, exact)
                 tasks.append(_task(one)(sight.data, sight.columns))
                 keys.append([(d, s, c) for s, c in group])
         found.update(_compute(keys, tasks))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.core import flatten
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
@@ -24,6 +26,29 @@ from daskdecode.engine.moments import Bools, Floats, Ints
 from daskdecode.engine.running import RunningSum
 
 _LEAST_TABLE_NBYTES = 2**22
+
+_AHEAD = CPU_COUNT
+"""Blocks that may be read before the sums that are made in place have taken the ones before."""
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A sum over blocks, made by ``add(values, blocks, part, *shared)``.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    add : callable
+        Adds blocks to ``values``, in place.
+    columnwise : ndarray or None
+        One column a voxel (last axis): ``part`` is the blocks' share.
+    shared : tuple
+    """
+
+    shape: tuple[int, ...]
+    add: Any
+    columnwise: NDArray[Any] | None
+    shared: tuple[Any, ...] = ()
 
 
 class VoxelBlocks:
@@ -101,29 +126,36 @@ class VoxelBlocks:
         if masks is None:
             return [tree_sum(self._map(full_gram))]
         square = dask.delayed(squared, pure=False)
+        shares, limit = _shares(families), table_limit(8 * self.shape[0] * self.widest)
+        sums = [
+            InPlace((len(sets), n_pairs(self.shape[0])), add_shared_grams, masks[sets], ([families[s] for s in sets], limit))
+            for sets in shares
+        ]
         grams: dict[int, Delayed] = {}
-        for sets in _shares(families):
-            shape, own = (len(sets), n_pairs(self.shape[0])), [families[s] for s in sets]
-            total = self.running(shape, add_shared_grams, masks[sets], own, table_limit(8 * self.shape[0] * self.widest))
+        for sets, total in zip(shares, self.running(sums), strict=True):
             grams |= {s: square(total, position) for position, s in enumerate(sets)}
         return [grams[s] for s in range(len(masks))]
 
-    def running(self, shape: tuple[int, ...], add: Any, columnwise: NDArray[Any] | None, *shared: Any) -> Delayed:
-        """Sum over all blocks, made in place by ``add(values, blocks, part, *shared)``; lazily a :class:`RunningSum`.
+    def running(self, sums: Sequence[InPlace]) -> list[Delayed]:
+        """Sums over all blocks that are made in place, side by side; lazily one :class:`RunningSum` each.
 
-        ``part`` holds the columns (last axis) of an array. Blocks that have to be read come one at a time; those in memory all at once.
+        Blocks in memory are added all at once. Others are read each inside one task, and only :data:`_AHEAD` of them before the sums
+        have taken what came before: without that, a scheduler reads while sums are busy, and the data fill the memory.
         """
-        task = dask.delayed(_add, pure=False)
-        blocks = list(self.x.to_delayed(optimize_graph=False).ravel())
-        together = [(blocks, columnwise)]
-        if not self.kept:
-            slices = (None if columnwise is None else columnwise[..., lo:hi] for lo, hi in pairwise(self.bounds))
-            together = [([block], part) for block, part in zip(blocks, slices, strict=True)]
-        total: Delayed = dask.delayed(RunningSum, pure=False)(shape)
-        arguments = dask.delayed(shared, pure=False, traverse=False)
-        for number, (some, part) in enumerate(together):
-            total = task(total, number, add, some, part, arguments)
-        return total
+        task, begin = dask.delayed(_add, pure=False), dask.delayed(RunningSum, pure=False)
+        totals: list[Delayed] = [begin(s.shape) for s in sums]
+        arguments = [dask.delayed(s.shared, pure=False, traverse=False) for s in sums]
+        if self.kept:
+            blocks = list(self.x.to_delayed(optimize_graph=False).ravel())
+            return [task(t, 0, s.add, blocks, s.columnwise, a) for t, s, a in zip(totals, sums, arguments, strict=True)]
+        read, taken = dask.delayed(_read, pure=False), dask.delayed(_taken, pure=False)
+        behind: list[list[Delayed]] = []
+        for number, (lo, hi) in enumerate(pairwise(self.bounds)):
+            block = read(_Unread(self.x.blocks[0, number]), behind[number - _AHEAD] if number >= _AHEAD else [])
+            parts = [None if s.columnwise is None else s.columnwise[..., lo:hi] for s in sums]
+            totals = [task(t, number, s.add, [block], part, a) for t, s, part, a in zip(totals, sums, parts, arguments, strict=True)]
+            behind.append([taken(total) for total in totals])
+        return totals
 
     def columns(self, index: Ints) -> Delayed:
         """Take a few voxels, in the order of ``index``; lazily (n_samples, index.size) float64."""
@@ -224,6 +256,27 @@ def _join(parts: Sequence[Floats], rank: Ints) -> Floats:
 
 def _times(x: NDArray[np.floating], weights: Floats) -> Floats:
     return np.asarray(np.asarray(x, dtype=np.float64) @ weights.T)
+
+
+class _Unread:
+    """A block that is still to be computed, by calling this. Its graph is not Dask's to look into: it is done within one task."""
+
+    def __init__(self, block: da.Array) -> None:
+        (self.key,) = flatten(block.__dask_keys__())
+        (optimised,) = dask.optimize(block)
+        self.graph = dict(optimised.__dask_graph__())
+
+    def __call__(self) -> NDArray[np.floating]:
+        """Compute the block on this thread."""
+        return np.asarray(dask.get(self.graph, self.key))
+
+
+def _read(block: _Unread, _behind: Sequence[None]) -> NDArray[np.floating]:
+    return block()
+
+
+def _taken(total: RunningSum) -> None:
+    """Nothing: tells that a sum has come so far, without the sum."""
 
 
 def _add(total: RunningSum, number: int, add: Any, blocks: Sequence[NDArray[np.floating]], part: Any, shared: Sequence[Any]) -> RunningSum:

@@ -14,10 +14,11 @@ from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import can_solve
-from daskdecode.engine.crossval import screen_all, sights
+from daskdecode.engine.crossval import screen_all
 from daskdecode.engine.design import Design, TrainingSet
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.rotation import Factor
+from daskdecode.engine.sight import Viewers, sights
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.tuning.dask_ml import SettingsSearch
 from daskdecode.tuning.table import Form, HeldOut, Table, searched, unconverged
@@ -140,7 +141,7 @@ def _search_batch(
     n_samples, n_problems = blocks.shape[0], len(design.targets)
     trains = [c * n_samples + sets[s].train for s, c in batch]
     tests = [tuple(c * n_samples + test for test in sets[s].tests) for s, c in batch]
-    seen = sights(blocks, design, sets, batch, masks, plan)
+    (seen,) = sights(blocks, [Viewers(design, sets, batch, masks)], plan)
     # Without screening all problems of a training set share what it sees.
     first = {s: position for position, s in enumerate(dict.fromkeys(s for s, _ in batch))}
     own = seen if masks is not None else [seen[first[s]] for s, _ in batch]
