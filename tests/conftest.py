@@ -9,6 +9,9 @@ from pathlib import Path
 import dask
 import pytest
 
+# Workers in processes of their own unpickle what tests define by its module's name. At the end, so that the installed package comes first.
+sys.path.append(str(Path(__file__).parents[1]))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

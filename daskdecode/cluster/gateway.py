@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from distributed.security import Security
@@ -22,6 +23,7 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001 
         The gateway does not answer, or refuses.
     """
     dask_gateway = require(spec.kind, "dask_gateway", "gateway")
+    _let_closed_ones_go(dask_gateway.Gateway)
     try:
         gateway = dask_gateway.Gateway(spec.get("address"), auth=spec.get("auth"))
     except ValueError as error:
@@ -47,6 +49,19 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001 
     fewest, most = spec.workers(N_WORKERS)
     cluster.adapt(minimum=fewest, maximum=most)
     return cluster
+
+
+def _let_closed_ones_go(gateway: Any) -> None:
+    """Collect clients of a gateway in silence. dask-gateway (to 2026.3) closes them again, which fails where their loop has ended."""
+    close = gateway.__del__
+    if close.__module__ == __name__:
+        return
+
+    def collected(self: Any) -> None:
+        with contextlib.suppress(RuntimeError):
+            close(self)
+
+    gateway.__del__ = collected
 
 
 def _wanted(spec: ClusterSpec) -> dict[str, Any]:

@@ -258,7 +258,6 @@ def gateway(tmp_path, until):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dask-gateway's own clients, closed after their loop
 def test_a_gateway_for_real(gateway):
     with dd.connect("gateway", address=gateway, n_workers=2, timeout_s=120) as client:
         client.wait_for_workers(2, timeout=60)
