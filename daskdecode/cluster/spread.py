@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 
 import dask
 import psutil
-from dask.base import get_scheduler
 from dask.utils import format_bytes
 
+from daskdecode.engine.workers import active_client
 from daskdecode.errors import MemoryBudgetError
 
 logger = logging.getLogger("daskdecode")
@@ -51,14 +51,8 @@ def run_each(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception
 
     Where the caller stops early, what has not begun is cancelled.
     """
-    client = _active_client()
+    client = active_client()
     return _one_after_another(pieces) if client is None else _on_workers(client, pieces)
-
-
-def _active_client() -> Any | None:
-    """The client of the active scheduler, None where that is another one."""
-    client = getattr(get_scheduler(), "__self__", None)
-    return client if client is not None and hasattr(client, "submit") else None
 
 
 def _one_after_another(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception]]:

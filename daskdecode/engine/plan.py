@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
@@ -16,6 +15,7 @@ from daskdecode.engine.gram import n_pairs, table_nbytes
 from daskdecode.engine.ranking import NBYTES, sums_are_less
 from daskdecode.engine.sweep import table_limit
 from daskdecode.engine.within_fold import VOXELS_AT_ONCE
+from daskdecode.engine.workers import active_client
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
@@ -232,8 +232,8 @@ def free_nbytes() -> int:
 
 def _workers_limit() -> float:
     """Bytes that the worker with the least has left, where a cluster is the active scheduler; else infinite."""
-    client: Any = getattr(get_scheduler(), "__self__", None)  # as this finds a client, distributed need not be imported
-    if not hasattr(client, "scheduler_info"):
+    client = active_client()
+    if client is None:
         return float("inf")
     known = client.scheduler_info()["workers"].values()
     return min((w["memory_limit"] - w["metrics"]["memory"] for w in known if w["memory_limit"] and "metrics" in w), default=float("inf"))

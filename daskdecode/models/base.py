@@ -23,6 +23,7 @@ from daskdecode.engine.plan import Engine, Plan, block_nbytes
 from daskdecode.engine.registry import Kind
 from daskdecode.engine.solvers import decision_values
 from daskdecode.engine.sweep import VoxelBlocks
+from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError
 from daskdecode.models import outcome
 from daskdecode.models.estimators import (
@@ -192,6 +193,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
             check_on_small_problem(build, candidates, scorer, self._kind)
         else:
             check_scorer(scorer, build(10, 20))
+        check_workers_have((build, candidates, scorer), "What is given as estimator, grid or scoring")
         check_choice("tune", self.tune, ["nested", "held_out"])
         check_choice("engine", self.engine, list(get_args(Engine)))
         check_choice("standardize", self.standardize, ["zscore_run", "zscore_fold", "zscore_sample", "psc", None])

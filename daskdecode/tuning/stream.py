@@ -23,6 +23,7 @@ from daskdecode.engine.plan import memory_budget
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer
 from daskdecode.engine.sweep import tree_sum
+from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
@@ -108,6 +109,7 @@ def search_stream(
     samples = as_samples(X, y, None, decoder.mask)
     classes, codes = _classes(samples)
     scorer = resolve_scorer(decoder.scoring, decoder._default_scoring)
+    check_workers_have((model, distributions, scorer), "What is given as estimator, distributions or scoring")
     who = _groups(X, samples, groups)
     runs = _runs(samples, who, decoder.standardize)
     parts = _split([who[rows[0]] for rows, _ in runs], random_state, nested=nested)
