@@ -8,15 +8,8 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import INCOMPLETE, ComputingCommand, label_names, memory_size, print_json
-
-
-def _run_or_number(_: click.Context, param: click.Parameter, value: str) -> str | int:
-    if value == "run":
-        return value
-    if value.isdigit() and int(value) >= 2:
-        return int(value)
-    raise click.BadParameter(f"expected 'run' or a number of folds from 2, but found {value!r}.", param=param)
+from daskdecode.cli.command import INCOMPLETE, ComputingCommand, print_json
+from daskdecode.cli.options import CV, ESTIMATOR, LABELS, MASK, MEMORY_BUDGET, SCORING, SCREENING, SESSION
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
@@ -97,19 +90,13 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     "  daskdecode decode study.zarr --output results/ --json | jq .accuracy.mean\n",
 )
 @click.argument("store")
-@click.option(
-    "--labels",
-    multiple=True,
-    callback=label_names,
-    metavar="face,cat",
-    help="Conditions to tell apart; may be repeated.  [default: all but rest]",
-)
+@LABELS
 @click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder for maps, tables and the report.")
-@click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
+@MASK
 @click.option("--subject", metavar="LABEL", help="Only this subject.  [default: all]")
-@click.option("--session", metavar="LABEL", help="Only this session.  [default: all]")
-@click.option("--estimator", default="svc", show_default=True)
-@click.option("--cv", default="run", show_default=True, callback=_run_or_number, metavar="run|N", help="Leave one run out, or N folds.")
+@SESSION
+@ESTIMATOR
+@CV
 @click.option(
     "--tune",
     type=click.Choice(["nested", "held_out"]),
@@ -137,10 +124,8 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     show_default=True,
     help="Work on inner products (dual) or on the voxels (direct).",
 )
-@click.option("--scoring", default="roc_auc", show_default=True, help="A scikit-learn scorer, for each class against the rest.")
-@click.option(
-    "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."
-)
+@SCORING
+@SCREENING
 @click.option(
     "--permutations", type=click.IntRange(min=0), default=0, metavar="N", help="Test the score against N permutations of the labels."
 )
@@ -151,7 +136,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     show_default=True,
     help="What permutations exchange within a run: single volumes, or whole blocks.",
 )
-@click.option("--memory-budget", callback=memory_size, metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
+@MEMORY_BUDGET
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.pass_context
 def decode(ctx: click.Context, /, store: str, output: Path, as_json: bool, **options: Any) -> None:

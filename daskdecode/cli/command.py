@@ -229,25 +229,3 @@ def print_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def memory_size(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Read ``4GB`` as bytes."""
-    if value is None:
-        return None
-    from dask.utils import parse_bytes  # not quick to import
-
-    try:
-        nbytes = parse_bytes(value)
-        if nbytes > 0:
-            return int(nbytes)
-    except (ValueError, OverflowError):
-        pass
-    raise click.BadParameter(f"expected a size such as 4GB or 500MB, but found {value!r}.", param=param)
-
-
-def label_names(_: click.Context, param: click.Parameter, values: Sequence[str]) -> list[str] | None:
-    """Check that every ``--labels`` names something; commas are for whoever knows the labels."""
-    if any(not value.replace(",", "").strip() for value in values):
-        raise click.BadParameter("expected names separated by commas, such as face,cat.", param=param)
-    return list(values) or None

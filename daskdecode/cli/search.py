@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.analysis import _run_or_number
-from daskdecode.cli.command import ComputingCommand, label_names, memory_size, print_json, progress_bar
+from daskdecode.cli.command import ComputingCommand, print_json, progress_bar
+from daskdecode.cli.options import CV, ESTIMATOR, LABELS, MASK, MEMORY_BUDGET, SCORING, SCREENING, SESSION
 
 _RANGE = re.compile(r"(loguniform|uniform|randint)\(([^,()]+),([^,()]+)\)")
 
@@ -73,23 +73,15 @@ def _value(text: str) -> Any:
 @click.option("--n-iter", type=click.IntRange(min=1), default=10, show_default=True, help="Settings that --method random draws.")
 @click.option("--seed", "random_state", type=int, default=0, show_default=True)
 @click.option("--no-nested", "nested", flag_value=False, default=True, help="Leave out what the choice is worth on other runs.")
-@click.option(
-    "--labels",
-    multiple=True,
-    callback=label_names,
-    metavar="face,cat",
-    help="Conditions to tell apart; may be repeated.  [default: all but rest]",
-)
-@click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
+@LABELS
+@MASK
 @click.option("--subject", metavar="LABEL", help="Needed where the store has several.")
-@click.option("--session", metavar="LABEL", help="Only this session.  [default: all]")
-@click.option("--estimator", default="svc", show_default=True)
-@click.option("--cv", default="run", show_default=True, callback=_run_or_number, metavar="run|N", help="Leave one run out, or N folds.")
-@click.option("--scoring", default="roc_auc", show_default=True, help="A scikit-learn scorer, for each class against the rest.")
-@click.option(
-    "--screening-percentile", type=float, default=20, show_default=True, help="Share of a whole brain to keep by F-test; 100 keeps all."
-)
-@click.option("--memory-budget", callback=memory_size, metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]")
+@SESSION
+@ESTIMATOR
+@CV
+@SCORING
+@SCREENING
+@MEMORY_BUDGET
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the table, the figure and a JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context

@@ -115,6 +115,11 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
     def _tell(self, samples: Samples, design: Design, found: CrossValidated) -> None:
         """Set the fitted attributes of out-of-fold predictions and their metrics."""
 
+    @property
+    def _scoring_name(self) -> str:
+        scoring = self.scoring or self._default_scoring
+        return scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring))
+
     # ------------------------------------------------------------------------------------------------------------- fitting
 
     def fit(
@@ -251,8 +256,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         self.cv_, self.plan_ = [(samples.numbers(train), samples.numbers(test)) for train, test in design.outer], plan
         self.confound_names_ = list(samples.confound_names)
         self.optimistic_ = self.tune == "held_out" and len(design.candidates) > 1
-        scoring = self.scoring or self._default_scoring
-        self.scoring_ = scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring))
+        self.scoring_ = self._scoring_name
         self._voxels, self._grid = samples.voxels, samples.grid
         self.cv_scores_ = {name: found.scores[:, c].tolist() for name, (c, _) in self._rows.items()}
         if len(design.candidates) > 1:

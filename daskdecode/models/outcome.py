@@ -131,10 +131,7 @@ def notes(samples: Samples, splits: Sequence[Split], plan: Plan, quality: Qualit
     if quality.n_constant:
         said.append(f"{quality.n_constant} of {n_voxels} voxels are constant over the samples: they carry no information.")
     if found.n_unconverged:
-        said.append(
-            f"{found.n_unconverged} of {plan.workload.n_fits} fits stopped at their largest number of iterations. Scale the data, take "
-            "smaller C, or raise max_iter in estimator_args."
-        )
+        said.append(unconverged_note(found.n_unconverged, plan.workload.n_fits))
     shared = mixes_groups(splits, samples.groups)
     if shared:
         said.append(
@@ -145,6 +142,14 @@ def notes(samples: Samples, splits: Sequence[Split], plan: Plan, quality: Qualit
     if undefined:
         said.append(f"{undefined} scores are not defined (NaN): a test fold has a single class, or too few samples.")
     return said
+
+
+def unconverged_note(n: int, n_fits: int) -> str:
+    """Say how many fits did not converge, and what helps."""
+    return (
+        f"{n} of {n_fits} fits stopped at their largest number of iterations. Scale the data, take smaller C, or raise max_iter in "
+        "estimator_args."
+    )
 
 
 def scaling_note(standardize: str | None) -> list[str]:

@@ -138,12 +138,11 @@ def permutation_test(
         record.add(class_means(labellings.scores([units.draw(random_state, i) for i in numbers])))
         if progress is not None:
             progress(len(record.null), n_permutations)
-    scoring = decoder.scoring or decoder._default_scoring
     return summarise(
         record.observed,
         record.null[:n_permutations],
         {name: number for name, (number, _) in question.rows.items()},
-        scoring=scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring)),
+        scoring=decoder._scoring_name,
         estimator=str(decoder.estimator),
         exchange=exchange,
         random_state=random_state,

@@ -16,6 +16,7 @@ from daskdecode.engine.design import Design, TrainingSet, training_sets
 from daskdecode.errors import DecodingError
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.estimators import check_choice
+from daskdecode.models.outcome import unconverged_note
 from daskdecode.tuning.folds import Scored, score_settings
 from daskdecode.tuning.result import SearchResult
 
@@ -131,7 +132,7 @@ def search(
     _, blocks = asked._load(samples, blocks, plan)
     sets = training_sets(design)
     found = score_settings(blocks, design, sets, plan, error_score=error_score, progress=progress)
-    result = _result(found, design, sets, nested, method=method, scoring=_scoring_of(decoder), estimator=_name_of(decoder))
+    result = _result(found, design, sets, nested, method=method, scoring=decoder._scoring_name, estimator=_name_of(decoder))
     for note in result.notes_:
         warnings.warn(note, stacklevel=2)
     if refit:
@@ -266,16 +267,8 @@ def _notes(found: Scored) -> list[str]:
     if found.n_failed:
         notes.append(f"{found.n_failed} of {n_fits} fits failed; they count as error_score.")
     if found.n_unconverged:
-        notes.append(
-            f"{found.n_unconverged} of {n_fits} fits stopped at their largest number of iterations. Scale the data, or raise max_iter in "
-            "estimator_args."
-        )
+        notes.append(unconverged_note(found.n_unconverged, n_fits))
     return notes
-
-
-def _scoring_of(decoder: BaseDecoder) -> str:
-    scoring = decoder.scoring or decoder._default_scoring
-    return scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring))
 
 
 def _name_of(decoder: BaseDecoder) -> str:
