@@ -210,7 +210,7 @@ def _check_params(model: Model, params: Mapping[str, Any]) -> None:
     try:
         built = model.build(10, 20, **{name: value for name, value in params.items() if not isinstance(value, TimesMinC)})
         for part in [built, *built.get_params(deep=True).values()]:
-            if isinstance(part, BaseEstimator):
+            if isinstance(part, BaseEstimator) and hasattr(part, "_parameter_constraints"):  # scikit-learn's own state them
                 part._validate_params()
     except (TypeError, ValueError) as error:
         raise DecodingError(str(error)) from error

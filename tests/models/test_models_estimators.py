@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from scipy.stats import loguniform
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.cross_decomposition import PLSRegression
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
@@ -150,6 +151,32 @@ def test_grids_as_lists_single_values_and_distributions():
     pipe = make_pipeline(StandardScaler(), DecisionTreeClassifier(random_state=0))
     nested = Decoder(pipe, param_grid={"decisiontreeclassifier__max_depth": [1, 2]}).fit(X, Y, RUNS)
     assert set(nested.cv_params_["c1"]["decisiontreeclassifier__max_depth"]) <= {1, 2}
+
+
+class _NearestMean(ClassifierMixin, BaseEstimator):
+    """Written as scikit-learn asks of others: without the constraints that its own estimators state."""
+
+    def __init__(self, shrink=0.0):
+        self.shrink = shrink
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        self.means_ = (1 - self.shrink) * np.stack([X[y == c].mean(axis=0) for c in self.classes_])
+        return self
+
+    def decision_function(self, X):
+        return np.square(X - self.means_[0]).sum(axis=1) - np.square(X - self.means_[1]).sum(axis=1)
+
+    def predict(self, X):
+        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+
+
+def test_estimators_that_others_wrote():
+    decoder = Decoder(make_pipeline(StandardScaler(), _NearestMean()), param_grid={"_nearestmean__shrink": [0, 0.5]}).fit(X, Y, RUNS)
+    assert decoder.cv_metrics_["accuracy"].mean() > 0.8
+    with pytest.raises(DecodingError, match=r"no parameter 'shrimp'.*Did you mean 'shrink'"):
+        Decoder(_NearestMean(), param_grid={"shrimp": [1]}).fit(X, Y, RUNS)
+    assert Decoder(_NearestMean(), param_grid={"shrink": [0.1]}).fit(X, Y, RUNS).cv_metrics_["accuracy"].mean() > 0.8
 
 
 def test_the_estimator_that_is_passed_is_left_alone():
