@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import xarray as xr
 
 from daskdecode.cli.command import progress_bar
 from daskdecode.errors import DaskDecodeError
@@ -20,22 +20,8 @@ from daskdecode.sources.simulate import simulate_study
 from daskdecode.store.convert import convert
 from daskdecode.store.open import open_subject, stored_subjects
 from daskdecode.study.decode import decode_subjects
-from daskdecode.study.subject import Permutations, Question, fit_subject, wanted_labels, write_subject
+from daskdecode.study.subject import DecodeSubject, Permutations, Question, fit_subject, wanted_labels, write_subject
 from daskdecode.study.tables import summarize_study
-
-
-def _fit(whole: xr.Dataset, question: Question, *, progress: bool) -> tuple[Decoder, dict[str, Any] | None]:
-    with progress_bar("Decoding", show=progress) as moved:
-        return fit_subject(whole, whole.attrs[SUBJECT], question, progress=moved)
-
-
-def _write(
-    decoder: Decoder, test: dict[str, Any] | None, whole: xr.Dataset, output: Path, *, title: str | None = None, notes: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Write results and report; return the summary with where they are."""
-    written = write_subject(decoder, whole, output, permutations=test, title=title, notes=notes)
-    tested = {} if test is None else {"pvalue": test["pvalue"], "n_permutations": test["n_permutations"]}
-    return summarize(decoder) | tested | {"results": str(output), "report": str(output / written["report"])}
 
 
 def run_decode(
@@ -72,7 +58,17 @@ def run_decode(
     whole = open_subject(store, subject, session)
     wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
     question = Question(decoder, wanted, session, asked, str(Path.cwd()), confounds)
-    return _write(*_fit(whole, question, progress=progress), whole, output)
+    piece = DecodeSubject(stored[whole.attrs[SUBJECT]], question, output.absolute())
+    piece.check(None)
+    output.mkdir(parents=True, exist_ok=True)
+    with progress_bar("Decoding", show=progress) as moved:
+        found = piece.outcome(progress=moved)
+    for note in found["notes"]:
+        warnings.warn(note, stacklevel=2)
+    test = found["permutations"]
+    tested = {} if test is None else {"pvalue": test["pvalue"], "n_permutations": test["n_permutations"]}
+    summary: dict[str, Any] = found["summary"]
+    return summary | tested | {"results": str(output), "report": str(output / found["report"])}
 
 
 def _run_study(store: str, decoder: Decoder, output: Path, **options: Any) -> dict[str, Any]:
@@ -119,12 +115,16 @@ def run_demo(output: Path, *, say: Callable[[str], None], progress: bool) -> dic
     convert(bids, store, mask=f"{anat}desc-brain_mask.nii.gz", rois={"vt": f"{anat}label-vt_mask.nii.gz"}, progress=progress)
     say("Decoding, one run left out at a time ...")
     whole = open_subject(store)
-    decoder, _ = _fit(whole, Question(Decoder(mask="vt"), ["face", "cat"], None, Permutations(), str(Path.cwd())), progress=progress)
+    question = Question(Decoder(mask="vt"), ["face", "cat"], None, Permutations(), str(Path.cwd()))
+    with progress_bar("Decoding", show=progress) as moved:
+        decoder, _ = fit_subject(whole, whole.attrs[SUBJECT], question, progress=moved)
     r = _planted_correlation(decoder, func + "contrast-{condition}_stat-effect_statmap.nii.gz")
     known = (
         f"These data are simulated, so the truth is known: face and cat differ in the {decoder.n_elements_} voxels of the region vt, each "
         "voxel in its own way, and nowhere else. Over these voxels the pattern found below correlates with the planted one at "
         f"r = {r:.2f}."
     )
-    written = _write(decoder, None, whole, output / "results", title="Demo: decoding face against cat", notes=[known])
-    return written | {"planted_correlation": r}
+    results = output / "results"
+    written = write_subject(decoder, whole, results, title="Demo: decoding face against cat", notes=[known])
+    where = {"results": str(results), "report": str(results / written["report"])}
+    return summarize(decoder) | where | {"planted_correlation": r}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,8 +45,10 @@ class Kept:
 
     def keep(self, outcome: Mapping[str, Any]) -> None:
         """Write the outcome, once the results are there: what it names is whole."""
-        write_files(self.folder, {self._path.name: json_writer(outcome)})
-        if outcome["status"] == "done":
+        done = outcome["status"] == "done"
+        told = {"written": self._content(outcome["files"])} if done else {}
+        write_files(self.folder, {self._path.name: json_writer({**outcome, **told})})
+        if done:
             for partial in self.folder.glob(f"{self.name}.*.npz"):
                 partial.unlink(missing_ok=True)
 
@@ -60,17 +62,26 @@ class Kept:
         return path
 
     def done(self, fingerprint: str) -> dict[str, Any] | None:
-        """Return the outcome, if the subject was decoded just so and all its files are still there."""
+        """Return the outcome, if the subject was decoded just so and all its files are still there, and of this analysis."""
         try:
             outcome: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
             whole = (
                 outcome["status"] == "done"
                 and outcome["fingerprint"] == fingerprint
                 and all((self.results / name).is_file() for name in outcome["files"])
+                and outcome["written"] == self._content(outcome["files"])
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return outcome if whole else None
+
+    def _content(self, files: Iterable[str]) -> str:
+        """Digest of tables and side-cars. Those of another analysis have the same names, and its provenance tells its maps apart too."""
+        found = hashlib.sha256()
+        for name in files:
+            if name.endswith((".json", ".tsv")):
+                found.update((self.results / name).read_bytes())
+        return found.hexdigest()
 
     @property
     def exists(self) -> bool:

@@ -108,7 +108,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class DecodeSubject:
-    """The work of one task: opens, decodes and writes a subject. Never raises for a reason of the subject's own: it is recorded.
+    """The work of one task: opens, decodes and writes a subject. A call never raises for a reason of the subject's own: it is recorded.
 
     Attributes
     ----------
@@ -125,25 +125,34 @@ class DecodeSubject:
     def __call__(self, nbytes: int | None) -> dict[str, Any]:
         """Do it, within a number of bytes if one is given; return what :mod:`daskdecode.study.record` keeps."""
         self._require_folder()
-        kept = None if self.folder is None else record.Kept(self.folder, self.stored.subject, self.question.session)
         try:
-            fingerprint = self.question.fingerprint(self.stored)
-            if kept is None:
-                return self._decode(nbytes, None)
-            if (before := kept.done(fingerprint)) is not None:  # on a worker that died before it could say so
-                return before
-            kept.forget()
-            found = self._decode(nbytes, kept.partial(fingerprint))
-            kept.keep(found | {"fingerprint": fingerprint})
+            return self.outcome(nbytes)
         except Exception as error:
             found = record.failure(self.stored.subject, error)
-            if kept is not None:
-                kept.keep(found)
+            if self._kept is not None:
+                self._kept.keep(found)
+            return found
+
+    def outcome(self, nbytes: int | None = None, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """As a call, but what goes wrong is raised."""
+        kept = self._kept
+        if kept is None:
+            return self._decode(nbytes, None, progress)
+        fingerprint = self.question.fingerprint(self.stored)
+        if (before := kept.done(fingerprint)) is not None:  # earlier, or on a worker that died before it could say so
+            return before
+        kept.forget()
+        found = self._decode(nbytes, kept.partial(fingerprint), progress)
+        kept.keep(found | {"fingerprint": fingerprint})
         return found
 
-    def check(self) -> None:
-        """Raise what can be known to be wrong without reading data, whatever memory there is."""
-        ds, decoder = self.question.prepare(self.stored.open(self.question.session), self.stored.subject, _PLENTY)
+    @property
+    def _kept(self) -> record.Kept | None:
+        return None if self.folder is None else record.Kept(self.folder, self.stored.subject, self.question.session)
+
+    def check(self, nbytes: int | None = _PLENTY) -> None:
+        """Raise what can be known to be wrong without reading data, by default whatever memory there is."""
+        ds, decoder = self.question.prepare(self.stored.open(self.question.session), self.stored.subject, nbytes)
         decoder.explain(ds)
 
     def _require_folder(self) -> None:
@@ -152,11 +161,12 @@ class DecodeSubject:
                 f"The worker on {platform.node()} does not see the results folder {self.folder}: name one that all workers share."
             )
 
-    def _decode(self, nbytes: int | None, partial: Path | None) -> dict[str, Any]:
+    def _decode(self, nbytes: int | None, partial: Path | None, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
         whole = self.stored.open(self.question.session)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            decoder, test = fit_subject(whole, self.stored.subject, self.question, nbytes=nbytes, partial=partial)
+            how: dict[str, Any] = {"nbytes": nbytes, "partial": partial, "progress": progress}
+            decoder, test = fit_subject(whole, self.stored.subject, self.question, **how)
         written = {} if self.folder is None else write_subject(decoder, whole, self.folder, permutations=test)
         return {
             "subject": self.stored.subject,

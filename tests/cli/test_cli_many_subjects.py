@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import daskdecode as dd
+from daskdecode.study import subject as one_subject
 
 
 @pytest.fixture
@@ -54,6 +56,32 @@ def test_two_commands(broken_study, run, tmp_path):
     assert list(as_json["failed"]) == ["02", "03"]
     assert [s["status"] for s in as_json["subjects"]] == ["done", "failed", "failed", "done"]
     assert as_json["accuracy"]["mean"] == pytest.approx(table["accuracy"].mean(), rel=1e-12)
+
+
+def test_permutations_of_one_subject_go_on_where_they_were(store, run, tmp_path, monkeypatch):
+    decode = ["decode", store, "--subject", "02", "--mask", "vt", "--estimator", "ridge_classifier", "--permutations", "9", "--json"]
+    straight = json.loads(run(*decode, "--output", tmp_path / "straight").stdout)
+    real, found = one_subject.permutation_test, []
+
+    def killed(*args, **options):
+        real(*args, **options | {"n_permutations": 5})
+        raise KeyboardInterrupt
+
+    def watched(*args, **options):
+        with np.load(options["path"]) as kept:
+            found.append(len(kept["null"]))
+        return real(*args, **options)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(one_subject, "permutation_test", killed)
+    assert run(*decode, "--output", out).exit_code == 130
+    monkeypatch.setattr(one_subject, "permutation_test", watched)
+    again = json.loads(run(*decode, "--output", out).stdout)
+    assert found == [5]
+    assert again["pvalue"] == straight["pvalue"]
+    assert not list(out.rglob("*.npz"))
+    monkeypatch.setattr(one_subject, "permutation_test", None)  # now all is there
+    assert json.loads(run(*decode, "--output", out).stdout) == again
 
 
 def test_permutations(store, run, tmp_path):

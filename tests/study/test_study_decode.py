@@ -146,6 +146,17 @@ def test_a_rerun_does_what_is_missing(decoded, study_store, tmp_path, what):
     assert files_of(folder) == files_of(original)
 
 
+def test_results_that_another_analysis_replaced_are_made_again(decoded, study_store, tmp_path):
+    scores, original = decoded
+    folder = tmp_path / "results"
+    shutil.copytree(original, folder)
+    dd.write_results(alone(study_store, "02", estimator="svc", param_grid={"C": 1})[0], folder)
+    counting = CountingStore(LocalStore(study_store))
+    assert decode_study(counting, decoder(), labels=LABELS, folder=folder, progress=False).identical(scores)
+    assert read_subjects(counting) == {"sub-02"}
+    assert files_of(folder) == files_of(original)
+
+
 def test_a_rerun_does_what_has_changed(decoded, study_store, tmp_path):
     _, original = decoded
     folder, store = tmp_path / "results", tmp_path / "study.zarr"
