@@ -22,6 +22,8 @@ def parameters(_: click.Context, param: click.Parameter, values: Sequence[str]) 
         name, equals, given = text.partition("=")
         if not (equals and name.strip() and given.strip()):
             raise click.BadParameter(f"expected NAME=VALUES, such as C=0.1,1,10, but found {text!r}.", param=param)
+        if name.strip() in found:
+            raise click.BadParameter(f"{name.strip()!r} is given twice: put all of its values into one.", param=param)
         found[name.strip()] = _distribution(given.strip(), param) or [_value(v.strip()) for v in given.split(",")]
     return found
 
@@ -87,6 +89,10 @@ def _value(text: str) -> Any:
 @click.pass_context
 def search(ctx: click.Context, /, store: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Score every setting of some hyperparameters on STORE, and what choosing the best is worth."""
+    if output is not None:
+        from daskdecode.results.result import check_results_folder
+
+        check_results_folder(output)
     result = _run(store, progress=ctx.obj["progress"], **options)
     if output is not None:
         result.write(output)

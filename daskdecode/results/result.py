@@ -208,11 +208,16 @@ def check_results_folder(folder: str | os.PathLike[str]) -> Path:
     Raises
     ------
     DaskDecodeError
-        The path is a file, or the folder is a BIDS data set but not one of results.
+        The path is a file or below one, the folder cannot be written to, is a study store, or a BIDS data set but not one of results.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise DaskDecodeError(f"Results need a folder, but {folder} is a file. Name another place.")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise DaskDecodeError(f"Results need a folder, but {there} is a file. Name another place.")
+    if not os.access(there, os.W_OK):
+        raise DaskDecodeError(f"Results would go to {folder}, but {there} cannot be written to. Name another place.")
+    if (folder / "zarr.json").exists():
+        raise DaskDecodeError(f"{folder} is a store of data. Name another folder for the results.")
     path = folder / "dataset_description.json"
     if not path.exists():
         return folder

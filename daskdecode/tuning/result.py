@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from daskdecode.models.outcome import plain
+from daskdecode.results.result import check_results_folder, json_writer, write_files
 from daskdecode.tuning.plot import plot_scores
 
 Floats = NDArray[np.float64]
@@ -35,7 +34,8 @@ class SearchResult:
     best_score_ : float
         Mean score of the best setting. **Optimistic**: the largest of many numbers, each with its own luck.
     nested_scores_ : ndarray of float64, shape (n_folds,), or None
-        Score on each outer fold of the setting that the search chooses without it: what the choice is worth on new data. Of Hyperband:
+        Score on each outer fold of the setting that the search chooses without it: what the choice is worth on new data; NaN where it is
+        not defined, or that fit failed and `error_score` is NaN. Of Hyperband:
         score on each group that was held out from the whole search. None where ``nested=False``.
     nested_params_ : list of dict, or None
         What was chosen without each fold.
@@ -107,28 +107,40 @@ class SearchResult:
         }
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``search.tsv`` (the table), ``search.json`` (everything) and ``search.png`` (the figure), making the folder."""
+        """Write ``search.tsv`` (the table), ``search.json`` (everything) and ``search.png`` (the figure), making the folder.
+
+        Each file appears as a whole or not at all.
+
+        Raises
+        ------
+        DaskDecodeError
+            Results cannot be written there.
+        """
         from matplotlib.figure import Figure  # slow to import
 
-        where = Path(folder)
-        where.mkdir(parents=True, exist_ok=True)
-        self.to_frame().to_csv(where / "search.tsv", sep="\t", index=False, na_rep="n/a")
-        (where / "search.json").write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
         figure = Figure(figsize=(6.4, 4), layout="constrained")  # no window, whatever the backend
         self.plot(figure.subplots())
-        figure.savefig(where / "search.png", dpi=150)
+        table = self.to_frame()
+        files = {
+            "search.tsv": lambda path: table.to_csv(path, sep="\t", index=False, na_rep="n/a"),
+            "search.json": json_writer(self.to_dict()),
+            "search.png": lambda path: figure.savefig(path, dpi=150),
+        }
+        write_files(check_results_folder(folder), files)
 
     def _columns(self) -> dict[str, Any]:
         return {k: v for k, v in self.cv_results_.items() if k != "params"}
 
     def __str__(self) -> str:
-        count = f"{self._scores.size} settings of {self.estimator}, {self.method} search, {self.scoring}"
+        headline = f"{self._scores.size} settings of {self.estimator}, {self.method} search, {self.scoring}"
         best = ", ".join(f"{k}={_shown(v)}" for k, v in self.best_params_.items())
-        lines = [count]
+        lines = [headline]
         if self.score_ is not None and self.nested_scores_ is not None:
-            spread = f" +- {np.nanstd(self.nested_scores_, ddof=1):.4f}" if np.isfinite(self.nested_scores_).sum() > 1 else ""
+            n_defined = int(np.isfinite(self.nested_scores_).sum())
+            spread = f" +- {np.nanstd(self.nested_scores_, ddof=1):.4f}" if n_defined > 1 else ""
+            count = f"{n_defined} of {self.nested_scores_.size}" if n_defined < self.nested_scores_.size else str(n_defined)
             held = "groups held out from the search" if self.method == "hyperband" else "outer folds, each searched without"
-            lines.append(f"score {self.score_:.4f}{spread} ({self.nested_scores_.size} {held})")
+            lines.append(f"score {self.score_:.4f}{spread} ({count} {held})")
         lines.append(f"best  {best}: {self.best_score_:.4f} on the samples that chose it, which is optimistic")
         names = [k.removeprefix("param_") for k in self.cv_results_ if k.startswith("param_")]
         scores, ranks = self._scores, np.asarray(self.cv_results_["rank_test_score"])

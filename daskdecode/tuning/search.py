@@ -92,7 +92,7 @@ def search(
     ------
     DecodingError
         Before any data are read: an unknown method or parameter, a grid with distributions, folds that cannot be nested, and whatever
-        :meth:`daskdecode.Decoder.fit` refuses.
+        :meth:`daskdecode.Decoder.fit` refuses. After the search: every fit has failed (also where `error_score` is NaN).
     MemoryBudgetError
         With the arithmetic, where even the smallest steps exceed the decoder's ``memory_budget``.
 
@@ -132,6 +132,8 @@ def search(
     _, blocks = asked._load(samples, blocks, plan)
     sets = training_sets(design)
     found = score_settings(blocks, design, sets, plan, error_score=error_score, progress=progress)
+    if np.isneginf(found.scores[..., 0]).all():
+        raise DecodingError(f"All {found.n_failed} fits failed: there is no setting to choose. error_score='raise' shows the first error.")
     result = _result(found, design, sets, nested, method=method, scoring=decoder._scoring_name, estimator=_name_of(decoder))
     for note in result.notes_:
         warnings.warn(note, stacklevel=2)
@@ -202,10 +204,10 @@ def _result(found: Scored, design: Design, sets: Sequence[TrainingSet], nested: 
     nested_scores = nested_params = None
     if design.inner is not None:
         picks = [best_of(_mean_where_defined(np.stack([of(split) for split in inner]))) for inner in design.inner]
-        nested_scores = np.array([row[pick] for row, pick in zip(outer, picks, strict=True)])
+        nested_scores = _failed_as_nan(np.array([row[pick] for row, pick in zip(outer, picks, strict=True)]))
         nested_params = [dict(design.candidates[pick]) for pick in picks]
     elif nested:  # of one setting there is no choice to make
-        nested_scores, nested_params = outer[:, 0], [dict(design.candidates[0])] * len(outer)
+        nested_scores, nested_params = _failed_as_nan(outer[:, 0]), [dict(design.candidates[0])] * len(outer)
     table = _cv_results(outer, design.candidates, found)
     return SearchResult(
         table,
@@ -222,6 +224,11 @@ def _mean_where_defined(scores: Floats) -> Floats:
     defined = ~np.isnan(scores)
     total = np.where(defined, scores, 0.0).sum(axis=0)  # minus infinity of a failed fit stays what it is
     return np.asarray(np.where(defined.any(axis=0), total / np.maximum(defined.sum(axis=0), 1), np.nan))
+
+
+def _failed_as_nan(scores: Floats) -> Floats:
+    """NaN for minus infinity, which failed fits have inside a search."""
+    return np.where(np.isneginf(scores), np.nan, scores)
 
 
 def best_of(means: Floats) -> int:
@@ -247,9 +254,9 @@ def _cv_results(outer: Floats, settings: Sequence[Mapping[str, Any]], found: Sco
         table[f"param_{name}"] = column
     table["params"] = [dict(params) for params in settings]
     for f, row in enumerate(outer):
-        table[f"split{f}_test_score"] = np.where(np.isneginf(row), np.nan, row)
-    table["mean_test_score"] = np.where(np.isneginf(means), np.nan, means)
-    table["std_test_score"] = spread
+        table[f"split{f}_test_score"] = _failed_as_nan(row)
+    table["mean_test_score"] = _failed_as_nan(means)
+    table["std_test_score"] = np.where(np.isneginf(means), np.nan, spread)
     table["rank_test_score"] = ranks
     return table
 

@@ -129,6 +129,9 @@ def test_output_that_is_somebody_else_s_is_refused_before_any_work(run, store, s
     assert sorted(study.rglob("*")) == before
     (tmp_path / "file").write_text("")
     assert run("decode", store, "--subject", "01", "--output", tmp_path / "file").exit_code == 2
+    below = run("decode", store, "--subject", "01", "--output", tmp_path / "file" / "results")
+    assert f"{tmp_path / 'file'} is a file" in below.stderr
+    assert "is a store of data" in run("decode", store, "--subject", "01", "--output", store).stderr
 
 
 def test_demo_finds_what_was_planted_and_can_be_repeated(run, tmp_path):

@@ -41,6 +41,9 @@ def test_random_settings_and_a_table_as_text(run, store):
         (["--param", "C=loguniform(0,1)"], "needs two numbers"),
         (["--param", "C=loguniform(0.1,1)"], "'C' is a distribution: use --method random"),
         (["--param", "sea=1,2"], "no parameter 'sea'"),
+        (["--param", "C=1", "--param", "C=10"], "'C' is given twice"),
+        (["--param", "C=1,10", "--output", __file__], "is a file"),
+        (["--param", "C=1,10", "--output", f"{__file__}/out"], "is a file"),
         ([], "--param"),
     ],
 )

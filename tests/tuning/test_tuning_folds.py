@@ -236,6 +236,36 @@ def test_a_failing_setting_ends_the_search_or_ranks_last():
     assert found.cv_results_["mean_test_score"][0] == 0.25
 
 
+class _FailsOnManySamples(_Fussy):
+    def fit(self, X, y, sample_weight=None):
+        if self.C == 3.0 and len(y) == self.max_iter:
+            raise ValueError("too many for me")
+        return super().fit(X, y, sample_weight)
+
+
+def test_scores_of_failed_fits_are_nan_and_told():
+    x, y, groups = make()
+    n_train = [int((groups != run).sum()) for run in np.unique(groups)]
+    grid = {"C": [3.0], "max_iter": [n_train[0]]}
+    decoder = dd.Decoder(_FailsOnManySamples(), standardize=None, screening_percentile=None)
+    failing = np.array(n_train) == n_train[0]
+    assert failing.any()
+    assert not failing.all()
+    with pytest.warns(UserWarning, match="fits failed"):
+        found = dd.search(decoder, x, grid, y, groups, error_score=np.nan, refit=False)
+    np.testing.assert_array_equal(np.isnan(found.nested_scores_), failing)
+    assert not np.isinf(found.nested_scores_).any()
+    assert np.isnan(found.cv_results_["std_test_score"]).all()
+    assert f"({(~failing).sum()} of {failing.size} outer folds" in str(found)
+
+
+def test_a_search_of_which_every_fit_fails_is_an_error():
+    x, y, groups = make()
+    decoder = dd.Decoder(_Fussy(), standardize=None, screening_percentile=None)
+    with pytest.raises(DecodingError, match="All 4 fits failed"):
+        dd.search(decoder, x, {"C": [2.0]}, y, groups, error_score=np.nan)
+
+
 def test_fits_that_do_not_converge_are_counted():
     x, y, groups = make()
     decoder = dd.Decoder("svc", estimator_args={"max_iter": 1}, screening_percentile=None)
