@@ -146,6 +146,8 @@ def scheduler(where: str | None, file: str | None, n_workers: int | tuple[int, i
     """Work where a user says, as long as the block runs."""
     if where is not None and file is not None:
         raise click.UsageError("--scheduler and --cluster both say where to work: give one of them.")
+    if (where, file) == (None, None) and isinstance(n_workers, tuple):
+        raise click.UsageError("Threads do not come and go: give one number to --n-workers, or say where to work with --scheduler.")
     if file is None and where in (None, "threads") and not isinstance(n_workers, tuple):
         # Dask's own threads: there at once, and nothing has to be sent to them.
         with contextlib.nullcontext() if (where, n_workers) == (None, None) else _threads(n_workers):

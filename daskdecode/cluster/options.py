@@ -21,6 +21,9 @@ STARTED: Final = LOCAL | BATCH | REMOTE
 Walltime = int
 """Seconds."""
 
+_LEAST_NBYTES: Final = 10**6
+"""Below it a unit was forgotten: nobody means 16 bytes."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -96,8 +99,8 @@ def memory_nbytes(given: Any) -> int:
         nbytes = int(parse_bytes(given))
     except (ValueError, TypeError, AttributeError, OverflowError):
         nbytes = 0
-    if isinstance(given, bool) or nbytes <= 0:
-        raise ValueError("a size such as 4GB")
+    if isinstance(given, bool) or nbytes < _LEAST_NBYTES:
+        raise ValueError("a size such as 4GB (a number alone is bytes)")
     return nbytes
 
 

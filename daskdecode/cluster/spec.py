@@ -92,8 +92,8 @@ def _from_file(path: Path, said: Mapping[str, Any]) -> ClusterSpec:
     if not isinstance(content, dict) or "kind" not in content:
         raise ClusterSpecError(f"The cluster file {path} does not say which kind of cluster it is: expected a line such as 'kind: slurm'.")
     kind = content.pop("kind")
-    if kind not in KINDS:
-        raise ClusterSpecError(f"{path}: there is no kind of cluster {kind!r}. {nearest(kind, sorted(KINDS))}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ClusterSpecError(f"{path}: there is no kind of cluster {kind!r}. {nearest(str(kind), sorted(KINDS))}")
     given = _checked(kind, {name: value for name, value in content.items() if value is not None}, str(path))
     if kind == "address" and "address" not in given:
         raise ClusterSpecError(f"{path}: a cluster of the kind 'address' needs address:, such as tcp://host:8786.")

@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, Final
 import yaml
 
 from daskdecode._version import __version__
-from daskdecode.cluster.batch import job_options, require
+from daskdecode.cluster.batch import complaint, job_options, require
 from daskdecode.cluster.options import BATCH, OPTIONS
 from daskdecode.cluster.queues import SYSTEMS, job_states
 from daskdecode.cluster.spec import ClusterSpec
@@ -156,8 +157,6 @@ def _hand_over(spec: ClusterSpec, folder: Path) -> tuple[str, list[str]]:
         said = asyncio.run(job._submit_job(str(script)))
         return str(job._job_id_from_submit_output(said)), shlex.split(job.cancel_command)
     except (RuntimeError, ValueError) as error:
-        from daskdecode.cluster.batch import complaint
-
         raise ClusterError(f"{spec.kind} refused the job: {complaint(str(error))}. Nothing was submitted.") from error
 
 
@@ -300,8 +299,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, *, patience_s: float = 0) -> dict[str, Any]:
     """Read a file; nothing where it is not there, unless it is worth waiting for."""
-    import time
-
     until = time.monotonic() + patience_s
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.2)

@@ -88,6 +88,8 @@ def test_a_cluster_file(run, decoded, tmp_path):
         (["--n-workers", "0"], "--n-workers"),
         (["--n-workers", "3-1"], "--n-workers"),
         (["--n-workers", "many"], "'many'"),
+        (["--n-workers", "1-3"], "give one number to --n-workers"),
+        (["--scheduler", "threads", "--n-workers", "1-3"], "do not come and go: expected a number"),
     ],
 )
 def test_refusals(run, store, tmp_path, options, said):
