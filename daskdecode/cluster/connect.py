@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from os import PathLike
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ from daskdecode.errors import ClusterError
 
 _LOOK_S: Final = 3.0
 """How often a cluster without workers is asked whether there is any hope, seconds."""
-_LOST: Final = tuple(
-    getattr(_scheduler, name) for name in ("KilledWorker", "NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)
+GONE: Final = (
+    *(getattr(_scheduler, name) for name in ("NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)),
+    CancelledError,
 )
-"""What work ends with when it has no worker left; older releases have no NoWorkerError."""
+"""What all work ends with where no worker is left (older releases have no NoWorkerError), or the scheduler has gone."""
 _LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1GB"}
 """Gram matrices and masks travel with the graph on purpose: scattered, which Dask advises, they would be lost with their worker."""
 
@@ -172,7 +174,7 @@ class _Client(Client):
         try:
             with dask.config.set(_LARGE):
                 return Client.get(self, *args, **kwargs)
-        except _LOST as error:
+        except (KilledWorker, *GONE) as error:
             raise ClusterError(lost(error)) from error
 
     def persist(self, *args: Any, **kwargs: Any) -> Any:
@@ -190,7 +192,7 @@ class _Client(Client):
 
 
 def lost(error: Exception) -> str:
-    """Why work ended that had no worker left, and what to do."""
+    """Why work ended that had no worker or no scheduler left, and what to do."""
     if isinstance(error, KilledWorker):
         died = getattr(error.last_worker, "address", error.last_worker)
         return (
@@ -199,4 +201,6 @@ def lost(error: Exception) -> str:
             "allowed_failures=."
         )
     kept = "What was written until then is kept, and the same call goes on from there."
+    if isinstance(error, CancelledError):
+        return f"The connection to the scheduler was lost, or the work was cancelled there; the scheduler's log may say why. {kept}"
     return f"The workers have gone and none came back: {_said(error)} {kept}"

@@ -14,7 +14,7 @@ import psutil
 from dask.utils import format_bytes
 
 from daskdecode.engine.workers import active_client
-from daskdecode.errors import MemoryBudgetError
+from daskdecode.errors import ClusterError, MemoryBudgetError
 
 logger = logging.getLogger("daskdecode")
 
@@ -50,6 +50,11 @@ def run_each(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception
     after another, each on that scheduler.
 
     Where the caller stops early, what has not begun is cancelled.
+
+    Raises
+    ------
+    ClusterError
+        No worker is left, or no scheduler: no piece is to be blamed.
     """
     client = active_client()
     return _one_after_another(pieces) if client is None else _on_workers(client, pieces)
@@ -68,6 +73,8 @@ def _one_after_another(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T |
 def _on_workers(client: Any, pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception]]:
     from distributed import wait  # not quick to import, and needed only here
 
+    from daskdecode.cluster.connect import GONE, lost
+
     waiting = list(pieces.items())[::-1]
     running: dict[Any, str] = {}
     try:
@@ -79,7 +86,12 @@ def _on_workers(client: Any, pieces: Mapping[str, Work[T]]) -> Iterator[tuple[st
             with contextlib.suppress(TimeoutError):
                 wait(list(running), timeout=_LOOK_S, return_when="FIRST_COMPLETED")
             for future in [future for future in running if future.done()]:
-                yield running.pop(future), _outcome(future)
+                found = _outcome(future)
+                if isinstance(found, GONE):
+                    raise found
+                yield running.pop(future), found
+    except GONE as error:
+        raise ClusterError(lost(error)) from error
     finally:
         with contextlib.suppress(Exception):  # the scheduler may be what has gone
             client.cancel(list(running))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from itertools import pairwise
+from threading import Timer
 
 import dask
 import psutil
@@ -12,8 +16,9 @@ import pytest
 from dask.delayed import delayed
 from distributed import Client, KilledWorker, LocalCluster
 
+import daskdecode as dd
 from daskdecode.cluster.spread import _budget, run_each
-from daskdecode.errors import MemoryBudgetError
+from daskdecode.errors import ClusterError, MemoryBudgetError
 
 
 @pytest.fixture
@@ -119,6 +124,39 @@ def test_who_kills_workers_is_named_and_stops_nobody(client):
     assert isinstance(found["b"], KilledWorker)
     assert isinstance(found["c"], ValueError)
     assert all(isinstance(found[name], dict) for name in "ade")
+
+
+def test_without_any_worker_left_the_cluster_is_blamed_and_no_piece():
+    with dd.connect("threads", n_workers=1, timeout_s=1) as client:
+        client.cluster.scale(0)
+        while client.nthreads():
+            time.sleep(0.05)
+        with pytest.raises(ClusterError, match=r"workers have gone and none came back.*same call goes on"):
+            list(run_each({"a": Times(), "b": Times()}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [lambda: list(run_each({"a": Times(9), "b": Times(9)})), lambda: delayed(time.sleep)(9).compute()])
+def test_a_scheduler_that_dies_is_blamed_and_no_piece(tmp_path, work):
+    told = ["--scheduler-file", str(tmp_path / "scheduler.json"), "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
+    start = [sys.executable, "-m", "distributed.cli.dask_{}", *told]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*[word.format("scheduler") for word in start], "--port", "0", "--host", "127.0.0.1"], **quiet)
+    worker = subprocess.Popen([*[word.format("worker") for word in start], "--nthreads", "1", "--no-nanny"], **quiet)
+    try:
+        while not (tmp_path / "scheduler.json").exists():
+            time.sleep(0.1)
+        time.sleep(0.2)
+        with dd.connect(json.loads((tmp_path / "scheduler.json").read_text())["address"]):
+            timer = Timer(1, scheduler.kill)
+            timer.start()
+            with pytest.raises(ClusterError, match=r"connection to the scheduler was lost.*same call goes on"):
+                work()
+            timer.join()
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
