@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import INCOMPLETE, ComputingCommand, print_json
+from daskdecode.cli.command import INCOMPLETE, ComputingCommand, in_options, print_json
 from daskdecode.cli.options import CV, ESTIMATOR, LABELS, MASK, MEMORY_BUDGET, SCORING, SCREENING, SESSION
 
 
@@ -50,7 +50,7 @@ def _study(summary: Mapping[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
     for n, subject in enumerate(summary["subjects"], start=1):
         if subject["status"] == "failed":
-            lines[n] = f"{lines[n].ljust(widths[0])}  failed: {subject['reason']}"
+            lines[n] = f"{lines[n].ljust(widths[0])}  failed: {in_options(subject['reason'])}"
     means = [f"{name} {format_score(summary[key]['mean'])}" for name, key in measures.items() if key in summary and summary["n_done"]]
     told = f"{summary['n_done']} of {summary['n_subjects']} subjects are decoded"
     return "\n".join([*lines, told + (f", mean {', '.join(means)}" if means else "")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -253,17 +254,29 @@ def _commit(staged: Path, target: Path, names: list[str], provenance: str) -> No
     (staged / provenance).replace(target / provenance)
 
 
+@contextlib.contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A place in a folder for files that are not finished; a full disk, which names no file by itself, is told with the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".daskdecode-", dir=folder))
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
 def write_files(folder: Path, files: Mapping[str, Writer]) -> None:
     """Write files, by name, to a folder: each appears as a whole or not at all, and only once all of them could be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".daskdecode-", dir=folder))
-    try:
+    with _staged(folder) as staged:
         for name, write in files.items():
             write(staged / name)
         for name in files:
             (staged / name).replace(folder / name)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def results_folder(decoder: Any, folder: Path) -> Path:
@@ -311,13 +324,9 @@ def write_results(decoder: Any, folder: str | os.PathLike[str]) -> Path:
     provenance = join_entities(stem, "desc-decoding_provenance.json")
     files[provenance] = json_writer(dict(decoder.provenance_) | {"optimistic": bool(decoder.optimistic_), "files": sorted(files)})
 
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".daskdecode-", dir=folder))
-    try:
+    with _staged(folder) as staged:
         for name, write in files.items():
             write(staged / name)
         write_files(folder, dataset_description())
         _commit(staged, target, list(files), provenance)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return folder

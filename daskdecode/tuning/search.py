@@ -78,11 +78,11 @@ def search(
         Whether to measure what the choice is worth. It takes as many fits as there are training sets inside training sets (66 more for
         12 runs, times the settings), but no other pass over the data where these fit into memory.
     refit : bool, default True
-        Whether to fit ``best_decoder_`` with the best setting.
+        Whether to fit ``best_decoder_`` with the best setting; Hyperband has fitted it already.
     error_score : "raise" or float, default "raise"
-        What a fit that fails scores. A setting with a NaN ranks last.
+        What a fit that fails scores. A setting with a NaN ranks last. Not with ``"hyperband"``.
     progress : callable, optional
-        Called with (problems done, problems in all) as batches end.
+        Called with (problems done, problems in all) as batches end; not by Hyperband.
 
     Returns
     -------
@@ -121,6 +121,8 @@ def search(
         given = [name for name, value in of_samples.items() if value is not None]
         if given:
             raise DecodingError(f"method='hyperband' takes no {given[0]}: select, clean and balance the samples of each subject first.")
+        if error_score != "raise":
+            raise DecodingError("method='hyperband' takes no error_score: a fit that fails ends it.")
         from daskdecode.tuning.stream import search_stream  # distributed is not quick to import
 
         return search_stream(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dask
+import dask.array
 import numpy as np
 import pytest
 from scipy.stats import loguniform, rankdata
@@ -283,6 +284,7 @@ def test_fits_that_do_not_converge_are_counted():
         ({"method": "bayes"}, "method='bayes' is not known"),
         ({"method": "random", "n_iter": 0}, "n_iter=0"),
         ({"error_score": "ignore"}, "error_score='ignore'"),
+        ({"method": "hyperband", "error_score": 0.5}, "takes no error_score"),
         ({"decoder": LinearSVC()}, "found LinearSVC"),
     ],
 )
