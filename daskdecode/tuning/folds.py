@@ -150,7 +150,8 @@ def _search_batch(
         factor = dask.delayed(_factor, pure=False)
         data = [factor(gram, sets[s].train) for gram, (s, _) in zip(data, batch, strict=True)]
     table = dask.delayed(Table, pure=False)(trains, tests, data, [s.columns for s in own], n_samples, n_problems)
-    scorers = {f"test{t}": HeldOut(design.scorer, t) for t in range(max(map(len, tests)))}
+    failed = None if error_score == "raise" else float(error_score)
+    scorers = {f"test{t}": HeldOut(design.scorer, t, failed) for t in range(max(map(len, tests)))}
     search = SettingsSearch(
         searched(design.build, form, plan.workload.n_kept),
         design.candidates,

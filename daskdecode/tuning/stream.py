@@ -171,9 +171,11 @@ def _model(decoder: Any, distributions: Any) -> Any:
         )
     if not isinstance(distributions, Mapping) or not distributions:
         raise DecodingError("method='hyperband' takes param_distributions as one dict of lists or distributions, with at least one name.")
-    for name in distributions:
+    for name, values in distributions.items():
         if name not in model.get_params():
             raise DecodingError(f"The estimator has no parameter {name!r}. {nearest(name, model.get_params())}")
+        if not hasattr(values, "rvs") and not (isinstance(values, Sequence | np.ndarray) and not isinstance(values, str) and len(values)):
+            raise DecodingError(f"param_distributions[{name!r}] is {values!r}: expected values in a list, or a distribution.")
     return model
 
 

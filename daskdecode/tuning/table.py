@@ -202,6 +202,8 @@ class HeldOut:
 
     scorer: Scorer
     position: int
+    failed: float | None = None
+    """Score of a fit that cannot be scored, such as one that gives NaN; None: what the scorer raises comes out."""
 
     def __call__(self, model: Fit | Pipeline, X: Rows, y: NDArray[Any]) -> float:
         """Score the rows of the test set among X, all that the training set is tested on."""
@@ -210,7 +212,12 @@ class HeldOut:
         if self.position >= len(tests):
             return float("nan")
         at = np.searchsorted(X.rows, tests[self.position])
-        return fitted.score_with(self.scorer, between, seen.transform(X[at]), y[at])
+        try:
+            return fitted.score_with(self.scorer, between, seen.transform(X[at]), y[at])
+        except Exception:  # whatever an estimator or a scorer raises
+            if self.failed is None:
+                raise
+            return self.failed
 
 
 def unconverged(model: Fit | Pipeline, X: Rows, y: Any) -> float:  # noqa: ARG001  # a scorer's signature

@@ -260,6 +260,22 @@ def test_scores_of_failed_fits_are_nan_and_told():
     assert f"({(~failing).sum()} of {failing.size} outer folds" in str(found)
 
 
+class _SaysNothing(_Fussy):
+    def decision_function(self, X):
+        return np.full(len(X), np.nan) if self.C == 3.0 else super().decision_function(X)
+
+
+def test_a_setting_that_cannot_be_scored_fails_like_one_that_cannot_be_fitted():
+    x, y, groups = make()
+    decoder = dd.Decoder(_SaysNothing(), standardize=None, screening_percentile=None)
+    with pytest.raises(ValueError, match="contains NaN"):
+        dd.search(decoder, x, {"C": [3.0, 0.1]}, y, groups, refit=False)
+    with pytest.warns(UserWarning, match="10 of 20 fits failed"):
+        found = dd.search(decoder, x, {"C": [3.0, 0.1]}, y, groups, error_score=np.nan, refit=False)
+    assert found.best_params_ == {"C": 0.1}
+    assert np.isnan(found.cv_results_["mean_test_score"][0])
+
+
 def test_a_search_of_which_every_fit_fails_is_an_error():
     x, y, groups = make()
     decoder = dd.Decoder(_Fussy(), standardize=None, screening_percentile=None)

@@ -188,6 +188,8 @@ def test_a_recipe_gives_its_runs_one_after_another():
         (dd.DecoderRegressor("ridge"), {"alphas": [1]}, "found DecoderRegressor"),
         (dd.Decoder(SGDClassifier()), {"alhpa": [1]}, r"no parameter 'alhpa'.*'alpha'"),
         (dd.Decoder(SGDClassifier()), [], "as one dict"),
+        (dd.Decoder(SGDClassifier()), {"alpha": []}, "expected values in a list"),
+        (dd.Decoder(SGDClassifier()), {"alpha": 0.1}, "is 0.1: expected values in a list"),
         (dd.Decoder(SGDClassifier(), standardize="zscore_sample"), SPACE, "reads run by run"),
         (dd.Decoder(SGDClassifier(), memory_budget="100kB"), SPACE, r"A worker needs .* copies of a block"),
     ],
