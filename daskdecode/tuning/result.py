@@ -84,7 +84,10 @@ class SearchResult:
         return float(defined.mean()) if defined.size else float("nan")
 
     def to_frame(self) -> pd.DataFrame:
-        """Return ``cv_results_`` as a table, one row a setting, the best first."""
+        """Return ``cv_results_`` as a table, one row a setting, the best first.
+
+        Hyperband ranks within brackets, also models that it gave up early: there the best is at ``best_index_`` of ``cv_results_``.
+        """
         columns = {name: list(values) for name, values in self.cv_results_.items() if name != "params"}
         table = pd.DataFrame(columns | {"params": list(self.cv_results_["params"])})
         return table.sort_values("rank_test_score", kind="stable", ignore_index=True)
