@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any, Final
 
 import dask
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, default_client
 from distributed import scheduler as _scheduler
 from distributed.security import Security
 
@@ -189,6 +189,16 @@ class _Client(Client):
         finally:
             if self._owned is not None:
                 self._owned.close()
+            _leave_nothing_set()
+
+
+def _leave_nothing_set() -> None:
+    """Give Dask its own scheduler back, which distributed forgets where a client is closed while a later one is still open."""
+    if dask.config.get("scheduler", None) == "dask.distributed":
+        try:
+            default_client()
+        except ValueError:  # there is none
+            dask.config.config.pop("scheduler")
 
 
 def lost(error: Exception) -> str:

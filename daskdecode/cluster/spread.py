@@ -11,10 +11,9 @@ from typing import Any, Final, TypeVar
 
 import dask
 import psutil
-from dask.utils import format_bytes
 
-from daskdecode.engine.workers import active_client
-from daskdecode.errors import ClusterError, MemoryBudgetError
+from daskdecode.engine.workers import active_client, room_nbytes
+from daskdecode.errors import ClusterError
 
 logger = logging.getLogger("daskdecode")
 
@@ -22,8 +21,6 @@ T = TypeVar("T")
 Work = Callable[[int | None], T]
 """A piece of work: called with the bytes that it may take (None: whatever it thinks right), on an active scheduler of its own."""
 
-_USABLE: Final = 0.7
-"""Share of a worker's memory limit that a piece of work may fill: at 0.8 the worker pauses, at 0.95 it is killed."""
 _LOOK_S: Final = 2.0
 """How often the driver looks for workers that have come, seconds."""
 
@@ -139,10 +136,4 @@ def _budget(memory_limit: int | None, n_workers_here: int) -> int:
         return int(psutil.virtual_memory().available // 2 // n_workers_here)
     # Of the first time: what finished work leaves in the process is used again by the next.
     baseline = _baselines.setdefault("rss", psutil.Process().memory_info().rss)
-    budget = int(_USABLE * memory_limit) - baseline
-    if budget <= 0:
-        raise MemoryBudgetError(
-            f"The memory limit of a worker, {format_bytes(memory_limit)}, leaves nothing for the work: Python and its packages take "
-            f"{format_bytes(baseline)} there, and a worker pauses when it is nearly full. Give workers more memory, or have fewer of them."
-        )
-    return budget
+    return room_nbytes(memory_limit, baseline)

@@ -246,6 +246,13 @@ class _Bound:
         return (self.func, self.args)
 
 
+def _each_run(block: FloatArray, rows: Sequence[np.ndarray], func: Callable[..., FloatArray], own: Sequence[Sequence[Any]]) -> FloatArray:
+    done = np.empty_like(block)
+    for part, args in zip(rows, own, strict=True):
+        done[_as_slice(part)] = func(block[_as_slice(part)], *args)
+    return done
+
+
 def _zscore_block(block: FloatArray) -> FloatArray:
     return _column_by_column(_zscore, block)
 
@@ -272,12 +279,12 @@ def _zscore_runs(x: da.Array, runs: np.ndarray) -> da.Array:
                 f"Run {name} has one sample: a z-score within the run needs two or more. Select more volumes of it, drop the run, "
                 'or choose standardize="zscore_sample".'
             )
-    return _by_run(x, [rows for _, rows in parts], lambda part, _: _map(part, _zscore_block))
+    return _by_run(x, [rows for _, rows in parts], _zscore_block)
 
 
 def _project_runs(x: da.Array, runs: np.ndarray, bases: Sequence[FloatArray]) -> da.Array:
     rows = [rows for _, rows in _runs(runs)]
-    return _by_run(x, rows, lambda part, position: _map(part, _project_out, bases[position]))
+    return _by_run(x, rows, _project_out, bases)
 
 
 def _runs(runs: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -287,9 +294,14 @@ def _runs(runs: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield str(names[code]), np.flatnonzero(codes == code)
 
 
-def _by_run(x: da.Array, rows: Sequence[np.ndarray], func: Callable[[da.Array, int], da.Array]) -> da.Array:
-    """Apply ``func(part, position)`` to each run's rows and put the results back in the samples' order."""
-    done: da.Array = da.concatenate([func(x[_as_slice(part)], position) for position, part in enumerate(rows)], axis=0)
+def _by_run(x: da.Array, rows: Sequence[np.ndarray], func: Callable[..., FloatArray], *of_runs: Sequence[Any]) -> da.Array:
+    """Apply ``func(block, *own)`` to each run's rows, ``own`` being its share of ``of_runs``; results are in the samples' order."""
+    own = list(zip(*of_runs, strict=True)) if of_runs else [()] * len(rows)
+    if x.numblocks[0] == 1 < x.numblocks[1]:
+        # A task a block of voxels, not one a run: a single block is cut, so that its runs are worked on side by side.
+        return _map(x, _each_run, rows, func, own)
+    parts = [_map(x[_as_slice(part)], func, *args) for part, args in zip(rows, own, strict=True)]
+    done: da.Array = da.concatenate(parts, axis=0)
     order = np.concatenate(rows)
     if np.array_equal(order, np.arange(len(order))):
         return done

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import dask
 import numpy as np
 from dask.delayed import Delayed
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from daskdecode.engine.gram import n_pairs
 from daskdecode.engine.moments import Bools, Cells, Floats
 from daskdecode.engine.sweep import InPlace, VoxelBlocks, squared, tree_sum
 from daskdecode.engine.within_fold import Lesson, add_weighted_grams, pieces, weighted_coefficients
+from daskdecode.engine.workers import n_threads_of_all
 
 
 def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], masks: Bools | None) -> list[Delayed]:
@@ -24,7 +24,7 @@ def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], 
     As :meth:`VoxelBlocks.grams`: each of a few shares of the sets is added up in place.
     """
     cells, square = cells_of(lessons), dask.delayed(squared, pure=False)
-    shares = [share for share in np.array_split(np.arange(len(which)), CPU_COUNT) if share.size]
+    shares = [share for share in np.array_split(np.arange(len(which)), n_threads_of_all()) if share.size]
     sums = []
     for share in shares:
         own = sorted({which[s] for s in share})
@@ -36,8 +36,7 @@ def grams(blocks: VoxelBlocks, lessons: Sequence[Lesson], which: Sequence[int], 
 
 def ensemble(blocks: VoxelBlocks, lessons: Sequence[Lesson], dual: Floats, masks: Bools) -> tuple[Delayed, Delayed]:
     """Coefficients (2, n_classes, n_voxels) and offsets (n_folds, n_classes) of :func:`weighted_coefficients`, lazily."""
-    shared = dask.delayed((list(lessons), cells_of(lessons), dual), pure=False, traverse=False)
-    parts: list[Any] = _each(blocks, _coefficients_of_block, masks, shared)
+    parts: list[Any] = blocks.map(partial(_coefficients_of_block, lessons, cells_of(lessons), dual), masks)
     return dask.delayed(np.concatenate)([part[0] for part in parts], axis=-1), tree_sum([part[1] for part in parts])
 
 
@@ -47,15 +46,8 @@ def cells_of(lessons: Sequence[Lesson]) -> Cells:
     return Cells.of([lesson.train for lesson in lessons], np.zeros(n_samples, dtype=np.intp))
 
 
-def _each(blocks: VoxelBlocks, function: Any, columnwise: NDArray[Any] | None, *shared: Any) -> list[Delayed]:
-    """Apply ``function(block, slice, *shared)`` to each block; the slice holds the block's columns (last axis) of an array."""
-    task = dask.delayed(function, pure=False)
-    parts = blocks.x.to_delayed(optimize_graph=False).ravel()
-    slices = [None if columnwise is None else columnwise[..., lo:hi] for lo, hi in pairwise(blocks.bounds)]
-    return [task(part, columns, *shared) for part, columns in zip(parts, slices, strict=True)]
-
-
-def _coefficients_of_block(x: NDArray[np.floating], masks: Bools, shared: tuple[Sequence[Lesson], Cells, Floats]) -> tuple[Floats, Floats]:
-    lessons, cells, dual = shared
+def _coefficients_of_block(
+    lessons: Sequence[Lesson], cells: Cells, dual: Floats, x: NDArray[np.floating], masks: Bools
+) -> tuple[Floats, Floats]:
     found = [weighted_coefficients(x[:, few], lessons, cells, dual, masks[..., few]) for few in pieces(x.shape[1])]
     return np.concatenate([coef for coef, _ in found], axis=-1), np.sum([offsets for _, offsets in found], axis=0)

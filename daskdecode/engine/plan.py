@@ -15,7 +15,7 @@ from daskdecode.engine.gram import n_pairs, table_nbytes
 from daskdecode.engine.ranking import NBYTES, sums_are_less
 from daskdecode.engine.sweep import table_limit
 from daskdecode.engine.within_fold import VOXELS_AT_ONCE
-from daskdecode.engine.workers import active_client
+from daskdecode.engine.workers import free_on_workers_nbytes, limit_nbytes
 from daskdecode.errors import DecodingError, MemoryBudgetError
 
 Route = Literal["gram", "columns", "direct"]
@@ -70,6 +70,8 @@ class Workload:
     engine : {"auto", "dual", "gram", "direct"}
         ``"dual"`` (``"gram"``): the Gram matrix, also where there are no more voxels than samples; ``"direct"``: the voxels, also where
         the Gram matrix would do.
+    n_threads : int
+        Tasks that run at a time in one process.
     """
 
     n_samples: int
@@ -89,6 +91,7 @@ class Workload:
     scaled: bool = False
     n_confounds: int = 0
     engine: Engine = "auto"
+    n_threads: int = CPU_COUNT
 
     @property
     def route(self) -> Route:
@@ -207,36 +210,32 @@ def _within_fold(w: Workload) -> list[str]:
 
 
 def memory_budget(budget: str | int | None) -> int:
-    """Bytes a decode may take: ``"4GB"``, a number, or half of what this process may still take (:func:`free_nbytes`)."""
+    """Bytes a decode may take: ``"4GB"``, a number, or half of what this process may still take (:func:`free_nbytes`).
+
+    On a cluster never more than what its workers have left beside Python and some air: one that is nearly full pauses, and where nothing
+    can be freed, the work waits for ever.
+    """
     if budget is not None:
         try:
-            return int(parse_bytes(budget) if isinstance(budget, str) else budget)
+            asked = int(parse_bytes(budget) if isinstance(budget, str) else budget)
         except (TypeError, ValueError) as error:
             raise DecodingError(f"memory_budget={budget!r} is not a size: give bytes, or text such as '4GB'.") from error
-    return free_nbytes() // 2
+        return int(min(asked, limit_nbytes()))
+    return int(min(free_nbytes() // 2, free_on_workers_nbytes()))
 
 
 def free_nbytes() -> int:
-    """Bytes that this process may still take: what the machine has free, or a lower limit of a container, of ``ulimit`` or of the workers.
+    """Bytes that this process may still take: what the machine has free, or a lower limit of a container or of ``ulimit``.
 
     Limits are of the whole process, so what it holds already is taken off.
     """
     process = psutil.Process()
-    limits = [psutil.virtual_memory().available, _cgroup_limit() - process.memory_info().rss, _workers_limit()]
+    limits = [psutil.virtual_memory().available, _cgroup_limit() - process.memory_info().rss]
     if hasattr(process, "rlimit"):  # on Linux
         held = process.memory_info()
         kinds = ((psutil.RLIMIT_AS, held.vms), (psutil.RLIMIT_DATA, held.data))
         limits += [soft - taken for soft, taken in ((process.rlimit(kind)[0], taken) for kind, taken in kinds) if soft >= 0]
     return int(max(0, min(limits)))
-
-
-def _workers_limit() -> float:
-    """Bytes that the worker with the least has left, where a cluster is the active scheduler; else infinite."""
-    client = active_client()
-    if client is None:
-        return float("inf")
-    known = client.scheduler_info()["workers"].values()
-    return min((w["memory_limit"] - w["metrics"]["memory"] for w in known if w["memory_limit"] and "metrics" in w), default=float("inf"))
 
 
 def _cgroup_limit() -> float:
@@ -282,7 +281,7 @@ def make_plan(w: Workload, budget: str | int | None = None) -> Plan:
     batch = int(min(w.n_selections, max(1, (min(room, _BATCH_NBYTES) if in_memory else room) // one)))
     if in_memory and batch > w.n_training_sets:
         # Whole problems, since the training sets of a problem share products; and one for each core, since more take only memory.
-        batch = min(batch // w.n_training_sets, CPU_COUNT) * w.n_training_sets
+        batch = min(batch // w.n_training_sets, w.n_threads) * w.n_training_sets
     n_batches = -(-w.n_selections // batch)
     passes = 1 if in_memory else int(w.screened) + n_batches + 1
     return Plan(
@@ -312,16 +311,16 @@ def _peak(stages: dict[str, dict[str, int]], selections: int) -> int:
 def _stages(w: Workload, route: Route) -> dict[str, dict[str, int]]:
     """Bytes that each stage takes beside the sets of voxels worked on together; stages follow one another."""
     wide = 8 * w.n_samples * w.block_voxels
-    blocks = {"Python's own": OWN_NBYTES, f"blocks of voxels ({CPU_COUNT} at a time)": 3 * wide * min(CPU_COUNT, w.n_blocks)}
+    blocks = {"Python's own": OWN_NBYTES, f"blocks of voxels ({w.n_threads} at a time)": 3 * wide * min(w.n_threads, w.n_blocks)}
     # Shifted, squared, transposed and scaled copies of some voxels, and numbers of each for all training sets.
     few = min(w.n_voxels, VOXELS_AT_ONCE)
     prepared = 8 * few * (4 * w.n_samples + 4 * w.n_training_sets * (1 + w.n_classes)) if w.scaled or w.n_confounds else 0
-    blocks |= {f"voxels prepared by training sets ({CPU_COUNT} at a time)": prepared * CPU_COUNT}
+    blocks |= {f"voxels prepared by training sets ({w.n_threads} at a time)": prepared * w.n_threads}
     kept = {
         "selected voxels": w.n_selections * w.n_voxels if w.screened else 0,
         "weights of models on samples": 8 * w.n_folds * w.n_classes * w.n_candidates * 3 * w.n_samples,
     }
-    coefficients = 8 * w.n_classes * (w.n_folds * w.block_voxels * CPU_COUNT + 4 * w.n_voxels)
+    coefficients = 8 * w.n_classes * (w.n_folds * w.block_voxels * w.n_threads + 4 * w.n_voxels)
     stages = {_SELECTIONS: kept | _models(w, route, blocks), "coefficients": kept | blocks | {"coefficients": coefficients}}
     return ({"screening": blocks | {"screening": _screening(w)}} | stages) if w.screened else stages
 
@@ -331,29 +330,29 @@ def _models(w: Workload, route: Route, blocks: dict[str, int]) -> dict[str, int]
     if route == "direct":
         # The columns of all stay while they are fitted.
         return blocks | {
-            f"training samples of fits ({CPU_COUNT} at a time)": 2 * 8 * w.n_samples * w.n_kept * CPU_COUNT,
+            f"training samples of fits ({w.n_threads} at a time)": 2 * 8 * w.n_samples * w.n_kept * w.n_threads,
             "inside the solver": w.fit_nbytes,
         }
     if route == "columns":
-        return blocks | {f"fits ({CPU_COUNT} at a time)": 4 * 8 * w.n_samples * w.n_kept * CPU_COUNT}
+        return blocks | {f"fits ({w.n_threads} at a time)": 4 * 8 * w.n_samples * w.n_kept * w.n_threads}
     # A square matrix, also as a training set prepares it; the training samples' own, what is left of it at each pivot, the factor.
     squares = 1 + 3 * (w.scaled or w.n_confounds > 0) + 4
     fits = {
         "Python's own": OWN_NBYTES,
-        f"Gram matrices and factors of fits ({CPU_COUNT} at a time)": squares * 8 * w.n_samples**2 * CPU_COUNT,
+        f"Gram matrices and factors of fits ({w.n_threads} at a time)": squares * 8 * w.n_samples**2 * w.n_threads,
     }
     if w.screened:
         shared = table_nbytes(w.n_samples, table_limit(8 * w.n_samples * w.block_voxels))
-        blocks = blocks | {f"products shared between training sets ({CPU_COUNT} at a time)": shared * CPU_COUNT}
+        blocks = blocks | {f"products shared between training sets ({w.n_threads} at a time)": shared * w.n_threads}
     elif w.scaled:
-        blocks = blocks | {f"products ({CPU_COUNT} at a time)": 8 * w.n_samples**2 * CPU_COUNT}
+        blocks = blocks | {f"products ({w.n_threads} at a time)": 8 * w.n_samples**2 * w.n_threads}
     return max(blocks, fits, key=lambda parts: sum(parts.values()))
 
 
 def _screening(w: Workload) -> int:
     """Bytes of candidates before and after a block is added to them (or of sums), of blocks being scored, and of a selection being made."""
     n_kept, n_sums = min(w.n_kept + 2, w.n_voxels), w.n_sums * w.n_cells
-    n_blocks = min(CPU_COUNT + 1, w.n_blocks)
+    n_blocks = min(w.n_threads + 1, w.n_blocks)
     making = 8 * (6 + 2 * w.n_classes) * w.n_voxels
     if not w.scaled and not w.n_confounds and sums_are_less(w.n_selections, n_kept, n_sums, w.n_voxels):
         return 8 * n_sums * (w.n_voxels + n_blocks * w.block_voxels) + making
@@ -367,7 +366,7 @@ def _one_selection(w: Workload, route: Route) -> int:
         return 8 * 3 * w.n_samples * w.n_kept
     if w.screened or w.scaled:
         return 8 * n_pairs(w.n_samples) + 2 * w.n_voxels * w.screened  # added up in place; with copies of its selection of voxels
-    return 8 * w.n_samples**2 * (1 + min(w.n_blocks, CPU_COUNT + 1))  # one, and those of blocks that are being added up
+    return 8 * w.n_samples**2 * (1 + min(w.n_blocks, w.n_threads + 1))  # one, and those of blocks that are being added up
 
 
 def _reason(w: Workload, route: Route) -> str:
@@ -378,7 +377,7 @@ def _reason(w: Workload, route: Route) -> str:
     if route == "columns":
         return f"{w.n_kept} voxels a problem, no more than the {w.n_samples} samples, so the solver sees the voxels themselves"
     if route == "direct":
-        columns, fits = 8 * w.n_samples * w.n_kept, 2 * 8 * w.n_samples * w.n_kept * CPU_COUNT + w.fit_nbytes
+        columns, fits = 8 * w.n_samples * w.n_kept, 2 * 8 * w.n_samples * w.n_kept * w.n_threads + w.fit_nbytes
         return (
             f"this estimator depends on the voxels one by one, so it sees all {w.n_kept} of a problem although there are only "
             f"{w.n_samples} samples: {format_bytes(columns)} for the columns in double precision, {format_bytes(fits)} for the fits that "

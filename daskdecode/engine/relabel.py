@@ -88,7 +88,7 @@ def shared_scores(seen: Seen, designs: Sequence[Design], judge: Judge, *, exact:
         wanted = [(d, s, c) for d, s in members for c in range(len(designs[d].targets))]
         problems = [_problem(designs[d], per_design[d][s], c) for d, s, c in wanted]
         data = wrapped[None] if None in wrapped else wrapped[train]
-        tasks.append(_task(_OneSet(problems, designs[0], seen.is_gram, seen.n_voxels, judge, exact))(data))
+        tasks.append(_task(_OneSet(problems, _to_send(designs[0]), seen.is_gram, seen.n_voxels, judge, exact))(data))
         keys.append(wanted)
     return _chosen(designs, per_design, dict(_compute(keys, tasks)))
 
@@ -131,7 +131,7 @@ def swept_scores(
         for (d, _), viewer, seen in zip(batch, viewers, sights(blocks, viewers, plan), strict=True):
             for group, sight in zip(viewer.groups, seen, strict=True):
                 problems = [_problem(viewer.design, viewer.sets[s], c) for s, c in group]
-                one = _OneSet(problems, viewer.design, plan.route == "gram", sight.n_voxels, judge, exact)
+                one = _OneSet(problems, _to_send(viewer.design), plan.route == "gram", sight.n_voxels, judge, exact)
                 tasks.append(_task(one)(sight.data, sight.columns))
                 keys.append([(d, s, c) for s, c in group])
         found.update(_compute(keys, tasks))
@@ -143,6 +143,11 @@ def _sets_of(designs: Sequence[Design]) -> list[list[TrainingSet]]:
     known = {id(design.outer): design for design in designs}
     by_folds = {key: [replace(fold, outer=False) for fold in training_sets(design)] for key, design in known.items()}
     return [by_folds[id(design.outer)] for design in designs]
+
+
+def _to_send(design: Design) -> Design:
+    """Leave out what follows the number of voxels, which fits do not need."""
+    return replace(design, voxel_order=design.voxel_order[:0])
 
 
 def _problem(design: Design, fold: TrainingSet, c: int) -> Problem:

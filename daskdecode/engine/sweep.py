@@ -9,26 +9,26 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import dask
 import dask.array as da
 import numpy as np
+from dask.base import tokenize
 from dask.core import flatten
 from dask.delayed import Delayed
-from dask.system import CPU_COUNT
+from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from daskdecode.engine.gram import TABLE_NBYTES, add_shared_grams, full_gram, n_pairs, unpack
 from daskdecode.engine.moments import Bools, Floats, Ints
 from daskdecode.engine.running import RunningSum
+from daskdecode.engine.workers import active_client, n_threads_of_all, n_threads_of_one
 
 _LEAST_TABLE_NBYTES = 2**22
-
-_AHEAD = CPU_COUNT
-"""Blocks that may be read before the sums that are made in place have taken the ones before."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ class VoxelBlocks:
         """Cut another matrix in the same way."""
         return VoxelBlocks(x, self.block_nbytes)
 
+    def read_whole(self) -> da.Array:
+        """Make of the matrix one whose every block is read inside one task.
+
+        Many small tasks a block would be begun for many blocks at once, which a cluster then holds; of whole ones it begins no more than
+        it has threads for. What is worked out of the result in one graph shares what is read.
+        """
+        name = f"read-{tokenize(self.x)}"
+        tasks: dict[Any, Any] = {(name, 0, number): (_Unread(self.x.blocks[0, number]),) for number in range(self.n_blocks)}
+        return da.Array(HighLevelGraph.from_collections(name, tasks), name, self.x.chunks, dtype=self.x.dtype)
+
     def keep(self) -> VoxelBlocks:
         """Compute the blocks and keep them in memory, voxel by voxel (Fortran order): the order in which voxels are gathered."""
         return VoxelBlocks(self.x.map_blocks(np.asfortranarray).persist(), self.block_nbytes, kept=True)
@@ -96,7 +106,7 @@ class VoxelBlocks:
 
     def _map(self, function: Any, *columnwise: NDArray[Any] | None) -> list[Delayed]:
         """Apply ``function(block, *slices)`` to each block, where each slice holds the block's columns (last axis) of an array."""
-        task = dask.delayed(function, pure=False)
+        task = _task(function)
         # Not optimised one by one: sweeps that are computed together then share the tasks that read.
         blocks = self.x.to_delayed(optimize_graph=False).ravel()
         return [
@@ -139,8 +149,8 @@ class VoxelBlocks:
     def running(self, sums: Sequence[InPlace]) -> list[Delayed]:
         """Sums over all blocks that are made in place, side by side; lazily one :class:`RunningSum` each.
 
-        Blocks in memory are added all at once. Others are read each inside one task, and only :data:`_AHEAD` of them before the sums
-        have taken what came before: without that, a scheduler reads while sums are busy, and the data fill the memory.
+        Blocks in memory are added all at once. Others are read each inside one task, and only as many as a process has
+        threads before the sums have taken what came before: without that, a scheduler reads while sums are busy, and data fill the memory.
         """
         task, begin = dask.delayed(_add, pure=False), dask.delayed(RunningSum, pure=False)
         totals: list[Delayed] = [begin(s.shape) for s in sums]
@@ -150,8 +160,9 @@ class VoxelBlocks:
             return [task(t, 0, s.add, blocks, s.columnwise, a) for t, s, a in zip(totals, sums, arguments, strict=True)]
         read, taken = dask.delayed(_read, pure=False), dask.delayed(_taken, pure=False)
         behind: list[list[Delayed]] = []
+        ahead = n_threads_of_one()
         for number, (lo, hi) in enumerate(pairwise(self.bounds)):
-            block = read(_Unread(self.x.blocks[0, number]), behind[number - _AHEAD] if number >= _AHEAD else [])
+            block = read(_Unread(self.x.blocks[0, number]), behind[number - ahead] if number >= ahead else [])
             parts = [None if s.columnwise is None else s.columnwise[..., lo:hi] for s in sums]
             totals = [task(t, number, s.add, [block], part, a) for t, s, part, a in zip(totals, sums, parts, arguments, strict=True)]
             behind.append([taken(total) for total in totals])
@@ -177,9 +188,9 @@ class VoxelBlocks:
         join = dask.delayed(np.concatenate)
         return [join([part[i] for part in parts], axis=-1) for i in range(n)]
 
-    def map(self, function: Any) -> list[Delayed]:
-        """Apply ``function(block)`` to each block, lazily."""
-        return self._map(function)
+    def map(self, function: Any, *columnwise: NDArray[Any]) -> list[Delayed]:
+        """Apply ``function(block, *parts)`` to each block, lazily; parts are the block's shares of arrays with one column a voxel."""
+        return self._map(function, *columnwise)
 
     def accumulate(self, function: Any, columnwise: NDArray[Any]) -> Delayed:
         """Sum of ``function(block, part)`` over the blocks, lazily, one after another: what is large as a sum is there once.
@@ -258,6 +269,27 @@ def _times(x: NDArray[np.floating], weights: Floats) -> Floats:
     return np.asarray(np.asarray(x, dtype=np.float64) @ weights.T)
 
 
+def _task(function: Any) -> Any:
+    """Make tasks that call ``function``. On a cluster it is one object for all of them.
+
+    What a function holds would else be sent with each task, and workers keep their tasks until the sweep ends: gigabytes in all.
+    """
+    if active_client() is None:
+        return dask.delayed(function, pure=False)
+    return partial(dask.delayed(_call, pure=False), at_first(function))
+
+
+def at_first(value: Any) -> Delayed:
+    """A value that tasks share. On a cluster it is there before any of them: blocks would else be kept for those that wait for theirs."""
+    name = f"shared-{uuid4().hex}"
+    with dask.annotate(priority=1):
+        return Delayed(name, HighLevelGraph.from_collections(name, {name: value}))
+
+
+def _call(function: Any, *args: Any) -> Any:
+    return function(*args)
+
+
 class _Unread:
     """A block that is still to be computed, by calling this. Its graph is not Dask's to look into: it is done within one task."""
 
@@ -291,7 +323,7 @@ def squared(total: RunningSum, position: int) -> Floats:
 def _shares(families: Sequence[int]) -> list[list[int]]:
     """Deal sets out to tasks: a family a task, or a few where there are fewer families than cores."""
     distinct = list(dict.fromkeys(families))
-    n_parts = -(-CPU_COUNT // len(distinct))
+    n_parts = -(-n_threads_of_all() // len(distinct))
     shares = [[s for s, f in enumerate(families) if f == family] for family in distinct]
     return [part.tolist() for share in shares for part in np.array_split(share, n_parts) if part.size]
 

@@ -2,18 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import cloudpickle
+import dask
 from dask.base import get_scheduler
+from dask.system import CPU_COUNT
+from dask.utils import format_bytes
 
-from daskdecode.errors import ClusterError, DecodingError
+from daskdecode.errors import ClusterError, DecodingError, MemoryBudgetError
+
+_USABLE: Final = 0.7
+"""Share of a worker's memory limit that may be filled: at 0.8 the worker pauses, for ever where nothing is freed; at 0.95 it is killed."""
+_PACKAGES_NBYTES: Final = 320 * 2**20
+"""What Python takes on a worker once it has imported all that a decode needs (370 MB were seen with a client and a first fit in it)."""
 
 
 def active_client() -> Any | None:
     """The :class:`distributed.Client` that is the active scheduler, None where that is another one."""
     client = getattr(get_scheduler(), "__self__", None)
     return client if hasattr(client, "scheduler_info") else None
+
+
+def n_threads_of_one() -> int:
+    """Tasks that one process runs at a time: the worker with the most threads, or the threads of this one."""
+    client = active_client()
+    if client is None:
+        return _n_local_threads()
+    return int(max(client.nthreads().values(), default=1))
+
+
+def n_threads_of_all() -> int:
+    """Tasks that run at a time on all workers together."""
+    client = active_client()
+    if client is None:
+        return _n_local_threads()
+    return int(max(1, sum(client.nthreads().values())))
+
+
+def _n_local_threads() -> int:
+    pool = dask.config.get("pool", None)
+    return int(getattr(pool, "_max_workers", None) or dask.config.get("num_workers", None) or CPU_COUNT)
+
+
+def limit_nbytes() -> float:
+    """Bytes that the smallest worker of the active cluster has for work; infinite without a cluster, or where workers have no limits."""
+    limits = [worker["memory_limit"] for worker in _limited_workers()]
+    return room_nbytes(min(limits), _PACKAGES_NBYTES) if limits else float("inf")
+
+
+def free_on_workers_nbytes() -> float:
+    """As :func:`limit_nbytes`, less what workers hold at the moment."""
+    left = [_USABLE * worker["memory_limit"] - worker["metrics"]["memory"] for worker in _limited_workers() if "metrics" in worker]
+    return float(min([limit_nbytes(), *(max(0, nbytes) for nbytes in left)]))
+
+
+def _limited_workers() -> list[dict[str, Any]]:
+    client = active_client()
+    workers = [] if client is None else client.scheduler_info(n_workers=-1)["workers"].values()
+    return [worker for worker in workers if worker["memory_limit"]]
+
+
+def room_nbytes(memory_limit: int, packages_nbytes: int) -> int:
+    """Bytes that work may take on a worker: what its limit leaves beside Python and packages.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Nothing is left.
+    """
+    room = int(_USABLE * memory_limit) - packages_nbytes
+    if room <= 0:
+        raise MemoryBudgetError(
+            f"The memory limit of a worker, {format_bytes(memory_limit)}, leaves nothing for the work: Python and its packages take "
+            f"{format_bytes(packages_nbytes)} there, and a worker pauses when it is nearly full. Give workers more memory, or have fewer "
+            "of them."
+        )
+    return room
 
 
 def check_workers_have(value: Any, what: str) -> None:

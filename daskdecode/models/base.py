@@ -233,12 +233,23 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
     def _confounds(self, given: Any) -> Any:
         return self.confounds if given is None else given
 
-    def _load(self, samples: Samples, blocks: VoxelBlocks, plan: Plan) -> tuple[Samples, VoxelBlocks]:
-        """Read the data, where the plan keeps them in memory; else leave them lazy."""
-        if not plan.in_memory:
+    def _load(self, samples: Samples, blocks: VoxelBlocks, plan: Plan, *, once: bool = False) -> tuple[Samples, VoxelBlocks]:
+        """Read the data, where the plan keeps them in memory; else leave them lazy, to be read block by block.
+
+        Parameters
+        ----------
+        samples : Samples
+        blocks : VoxelBlocks
+        plan : Plan
+        once : bool
+            Nothing will read them twice: they need not be kept, even where there is room.
+        """
+        if plan.in_memory and once:
             return samples, blocks
-        samples = replace(samples, x=blocks.like(samples.x).x.persist())
-        return samples, blocks.like(self._scale(samples)).keep()
+        raw = blocks.like(samples.x)
+        samples = replace(samples, x=raw.x.persist() if plan.in_memory else raw.read_whole())
+        blocks = blocks.like(self._scale(samples))
+        return samples, blocks.keep() if plan.in_memory else blocks
 
     def _scale(self, samples: Samples) -> da.Array:
         if self.standardize == "zscore_run" and samples.groups is None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from sklearn.model_selection import LeaveOneGroupOut
 
@@ -83,7 +82,7 @@ class Labellings:
         sets, n_problems, n_models = training_sets(design), len(design.targets), len(design.candidates)
         tested = max(sum(map(len, fold.tests)) for fold in sets)
         # Labels and weights of the samples, decision values and their ranks on the tests: of the tasks that run at one time.
-        running = 8 * n_problems * (5 * w.n_samples + 5 * n_models * tested) * CPU_COUNT
+        running = 8 * n_problems * (5 * w.n_samples + 5 * n_models * tested) * w.n_threads
         room = min(_TOGETHER_NBYTES, self.plan.memory_budget - OWN_NBYTES - sum(data.nbytes for data in self.seen.data.values()))
         fitting = int(max(1, room // (running + n_problems * len(sets) * _FIT_NBYTES)))
         separate = design.sample_weight is not None or closed_form(self._models(), w.n_voxels, exact=True) is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,9 +123,8 @@ def permutation_test(
         None if blocks is None else blocks[taken],
         step_s[taken] if isinstance(step_s, np.ndarray) else step_s,
     )
-    if plan.in_memory and (design.screening is not None or design.within is not None or path is not None):
-        samples = replace(samples, x=voxels.like(samples.x).x.persist())
-        voxels = voxels.like(decoder._scale(samples)).keep()
+    once = design.screening is None and design.within is None and path is None
+    samples, voxels = decoder._load(samples, voxels, plan, once=once)
     record = Record(target, None if target is None else fingerprint(decoder, samples, design, units, random_state))
     labellings = Labellings(decoder, samples, design, plan, voxels)
     if record.observed is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dask.array as da
-from dask.system import CPU_COUNT
 
 from daskdecode.engine.design import Design, training_sets
 from daskdecode.engine.plan import Engine, Plan, Workload, block_nbytes, make_plan
 from daskdecode.engine.registry import Model, takes_turns
 from daskdecode.engine.sweep import VoxelBlocks
+from daskdecode.engine.workers import n_threads_of_one
 from daskdecode.errors import MemoryBudgetError
 
 
@@ -45,7 +45,8 @@ def _workload(blocks: VoxelBlocks, design: Design, model: Model, engine: Engine)
     n_samples, n_voxels = blocks.shape
     screening = design.screening
     n_kept = n_voxels if screening is None else screening.n_kept(n_voxels)
-    at_once = 1 if takes_turns(design.build(10, 20)) else CPU_COUNT
+    n_threads = n_threads_of_one()
+    at_once = 1 if takes_turns(design.build(10, 20)) else n_threads
     estimators = [design.build(n_samples, n_kept, **params) for params in design.candidates]
     needs_voxels = any(map(model.needs_voxels, estimators))
     return Workload(
@@ -66,4 +67,5 @@ def _workload(blocks: VoxelBlocks, design: Design, model: Model, engine: Engine)
         scaled=design.within is not None and design.within.scale,
         n_confounds=0 if design.within is None else design.within.confounds.shape[1],
         engine=engine,
+        n_threads=n_threads,
     )

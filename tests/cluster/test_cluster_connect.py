@@ -35,6 +35,16 @@ def test_threads_are_this_process_and_end_with_the_client():
     assert dask.base.get_scheduler() is None
 
 
+def test_clients_that_overlap_leave_dask_as_it_was():
+    first = dd.connect("threads", n_workers=1)
+    second = dd.connect("threads", n_workers=1)
+    first.close()
+    assert dask.delayed(sum)([1, 2]).compute() == 3
+    second.close()
+    assert dask.delayed(sum)([1, 2]).compute() == 3
+    assert dask.config.get("scheduler", None) is None
+
+
 def test_processes_compute_listen_on_loopback_and_are_gone_afterwards():
     client = dd.connect("local", n_workers=2, threads_per_worker=1, memory_limit="700MB")
     try:

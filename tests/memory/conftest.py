@@ -16,14 +16,14 @@ import daskdecode as dd
 N_RUNS, REPEATS = 12, 9
 
 
-def _write_store(folder: Path, n_voxels: int) -> str:
-    """Convert 12 runs of 18 volumes of two conditions, int16; the first 200 voxels tell the conditions apart."""
+def _write_store(folder: Path, n_voxels: int, repeats: int = REPEATS, noise: int = 100) -> str:
+    """Convert 12 runs of ``2 * repeats`` volumes of two conditions, int16; the first 200 voxels tell the conditions apart."""
     rng = np.random.default_rng(n_voxels)
-    labels = np.repeat(["a", "b"], REPEATS)
+    labels = np.repeat(["a", "b"], repeats)
     runs = []
     for run in range(N_RUNS):
-        values = rng.integers(900, 1100, size=(labels.size, n_voxels), dtype=np.int16)
-        values[labels == "b", :200] += 15
+        values = rng.integers(1000 - noise, 1000 + noise, size=(labels.size, n_voxels), dtype=np.int16)
+        values[labels == "b", :200] += 15 * noise // 100
         path = folder / f"run-{run}.nii"
         affine = np.diag([(1.7e6 / n_voxels) ** (1 / 3)] * 3 + [1.0])  # of a brain's volume, so that screening keeps a fifth
         nib.Nifti1Image(np.asfortranarray(values.T).reshape(100, -1, 1, labels.size), affine).to_filename(path)
@@ -40,7 +40,7 @@ def _write_store(folder: Path, n_voxels: int) -> str:
 
 @pytest.fixture(scope="session")
 def write_store():
-    """``write_store(folder, n_voxels)``: a store of 12 runs of 18 volumes; its path."""
+    """``write_store(folder, n_voxels, repeats=9, noise=100)``: a store of 12 runs of 18 volumes; its path."""
     return _write_store
 
 
