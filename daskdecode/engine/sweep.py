@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
@@ -274,9 +274,19 @@ def _task(function: Any) -> Any:
 
     What a function holds would else be sent with each task, and workers keep their tasks until the sweep ends: gigabytes in all.
     """
-    if active_client() is None:
-        return dask.delayed(function, pure=False)
-    return partial(dask.delayed(_call, pure=False), at_first(function))
+    held: Any = _Held(function)
+    if active_client() is not None:
+        held = at_first(held)
+    name = getattr(function, "__name__", type(function).__name__)
+    task = dask.delayed(_call, pure=False)
+    return lambda *args: task(held, *args, dask_key_name=f"{name}-{uuid4().hex}")
+
+
+class _Held:
+    """A function that Dask is not to look into, nor to name by all that it holds."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
 
 
 def at_first(value: Any) -> Delayed:
@@ -286,8 +296,8 @@ def at_first(value: Any) -> Delayed:
         return Delayed(name, HighLevelGraph.from_collections(name, {name: value}))
 
 
-def _call(function: Any, *args: Any) -> Any:
-    return function(*args)
+def _call(held: _Held, *args: Any) -> Any:
+    return held.function(*args)
 
 
 class _Unread:
