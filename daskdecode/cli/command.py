@@ -124,6 +124,10 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
+WHERE: Final = ("scheduler", "cluster", "n_workers")
+"""Parameters of a command that say where it works."""
+
+
 class ComputingCommand(Command):
     """A command that does its work where ``--scheduler`` or ``--cluster`` says."""
 
@@ -137,7 +141,7 @@ class ComputingCommand(Command):
         ]
 
     def _run(self, ctx: click.Context) -> Any:
-        with scheduler(*(ctx.params.pop(name) for name in ("scheduler", "cluster", "n_workers"))):
+        with scheduler(*(ctx.params.pop(name) for name in WHERE)):
             return super()._run(ctx)
 
 

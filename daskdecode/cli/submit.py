@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from daskdecode.cli.command import Command, ComputingCommand, Failure, as_failure, print_json, worker_count
+from daskdecode.cli.command import WHERE, Command, ComputingCommand, Failure, as_failure, print_json, scheduler, worker_count
 
 _JOBS = click.option(
     "--jobs",
@@ -25,8 +27,11 @@ _JOBS = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
 
-def _split(ctx: click.Context, arguments: Sequence[str]) -> list[list[str]]:
-    """Commands between ``--``, each parsed as it will be, so that what is mistyped is said now."""
+def _split(ctx: click.Context, arguments: Sequence[str]) -> tuple[list[list[str]], list[bool]]:
+    """Commands between ``--``, and whether each is for the workers, as it does not say itself where to work.
+
+    Each is parsed as it will be, so that what is mistyped is said now.
+    """
     commands: list[list[str]] = [[]]
     for argument in arguments:
         if argument == "--":
@@ -36,14 +41,16 @@ def _split(ctx: click.Context, arguments: Sequence[str]) -> list[list[str]]:
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
     computing = [name for name, command in group.commands.items() if isinstance(command, ComputingCommand)]
+    spread = []
     for command in commands:
         if not command or command[0] not in computing:
             said = f"{command[0]!r} is none that computes" if command else "one is empty"
             raise click.UsageError(
                 f"Expected commands such as 'decode study.zarr --output results', but {said}: {', '.join(computing)}.", ctx
             )
-        group.commands[command[0]].make_context(command[0], list(command[1:]), parent=ctx.find_root())
-    return commands
+        parsed = group.commands[command[0]].make_context(command[0], list(command[1:]), parent=ctx.find_root())
+        spread.append(all(parsed.params[name] is None for name in WHERE))
+    return commands, spread
 
 
 @click.command(
@@ -69,17 +76,17 @@ def submit(
     """Hand daskdecode commands to the batch system, and return at once.
 
     Commands are separated by -- and run one after another, in a job of their own that asks for workers; the first that fails ends
-    it. Results are where the commands would put them here. With --scheduler local in a command it runs on the cores of that one job.
+    it. Results are where the commands would put them here. A command that says itself where to work (--scheduler, --cluster or
+    --n-workers after its --) works there: with --scheduler local on the cores of that one job. The others have the workers.
     """
     from daskdecode.cluster import submit as submissions
     from daskdecode.cluster.spec import read_spec
 
     if (cluster is None) == (scheduler is None):
         raise click.UsageError("Say which batch system: --cluster FILE or --scheduler slurm (one of them, before the --).", ctx)
-    commands = _split(ctx, arguments)
+    commands, spread = _split(ctx, arguments)
     spec = read_spec(scheduler if cluster is None else Path(cluster), {"n_workers": n_workers})
-    elsewhere = any(argument.split("=")[0] in ("--scheduler", "--cluster") for command in commands for argument in command)
-    found = submissions.submit(commands, spec, jobs, workers=not elsewhere)
+    found = submissions.submit(commands, spec, jobs, workers=spread)
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
@@ -146,11 +153,10 @@ def driver(ctx: click.Context, /, folder: Path) -> None:
     from daskdecode.cluster import submit as submissions
 
     _interrupt_on_sigterm()
-    job = submissions.begin(folder)
     group: Any = ctx.find_root().command
     exit_status = 1
     try:
-        exit_status = _run_all(group, job, folder / submissions.CLUSTER)
+        exit_status = _run_all(group, submissions.begin(folder), folder / submissions.CLUSTER)
     except KeyboardInterrupt:
         exit_status = 130
     except Exception as error:
@@ -163,17 +169,19 @@ def driver(ctx: click.Context, /, folder: Path) -> None:
 
 
 def _run_all(group: click.Group, job: dict[str, Any], cluster: Path) -> int:
-    """Run the commands one after another on the same workers; return the exit status of the first that fails, or 0."""
-    from daskdecode.cli.command import scheduler
+    """Run the commands one after another; return the exit status of the first that fails, or 0.
 
-    with scheduler(None, str(cluster) if job["workers"] else None, None):
-        for command in job["commands"]:
-            click.echo(f"$ daskdecode {shlex.join(command)}", err=True)
-            try:
-                group.main(list(command), prog_name="daskdecode")
-            except SystemExit as ended:
-                if ended.code:
-                    return ended.code if isinstance(ended.code, int) else 1
+    Commands for the workers that follow one another share them; none wait while a command works elsewhere.
+    """
+    for spread, commands in itertools.groupby(zip(job["workers"], job["commands"], strict=True), itemgetter(0)):
+        with scheduler(None, str(cluster) if spread else None, None):
+            for _, command in commands:
+                click.echo(f"$ daskdecode {shlex.join(command)}", err=True)
+                try:
+                    group.main(list(command), prog_name="daskdecode")
+                except SystemExit as ended:
+                    if ended.code:
+                        return ended.code if isinstance(ended.code, int) else 1
     return 0
 
 

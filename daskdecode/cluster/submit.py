@@ -1,12 +1,14 @@
 """Whole analyses for a batch system: a driver job that asks for workers of its own, and a small folder that says how it goes.
 
-The folder of a submission holds ``job.json`` (what was asked), ``cluster.yaml`` (where it works), ``driver.sh``, ``driver.log``, the
-logs of the workers, and, once it is so, ``started.json``, ``ended.json`` and ``cancelled.json``. Each file is written once, whole.
+The folder of a submission holds ``job.json`` (what was asked), ``cluster.yaml`` (where it works), ``driver.sh``, ``batch.json`` (what
+the batch system calls the job), ``driver.log``, the logs of the workers, and, once it is so, ``started.json``, ``ended.json`` and
+``cancelled.json``. Each file is written once, whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import importlib
 import json
@@ -16,7 +18,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,10 @@ from daskdecode.errors import ClusterError, ClusterSpecError, nearest
 LOG: Final = "driver.log"
 CLUSTER: Final = "cluster.yaml"
 _WORKERS: Final = "workers"
+_JOB: Final = "job.json"
+_BATCH: Final = "batch.json"
+_KEYS: Final = {"commands", "cwd", "kind", "workers", "submitted"}
+"""What a job.json has to say."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Status:
     id, folder, command : str
     state : str
         ``queued``, ``running``, ``done``, ``failed``, ``cancelled``, ``lost`` (it ended without saying so: walltime, memory, a node) or
-        ``unknown`` (the batch system does not answer).
+        ``unknown`` (the batch system does not answer, or a file of the submission does not say what it should).
     detail : str
         What the batch system says, or the exit status and the last line of the log.
     batch_id : str
@@ -66,7 +71,7 @@ class Status:
     exit_status: int | None = None
 
 
-def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, workers: bool = True) -> Status:
+def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, workers: Sequence[bool] | None = None) -> Status:
     """Hand command lines to a batch system, to be run one after another; returns at once.
 
     Parameters
@@ -77,8 +82,8 @@ def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, 
         A batch system; its ``driver`` says what the driver's own job is like, where that is not as a worker's.
     jobs : Path
         Folder in which the submission gets one of its own; every node has to see it.
-    workers : bool
-        Whether the driver asks for workers; not where the commands say themselves where to work.
+    workers : sequence of bool, optional
+        For each command whether the driver asks for workers; not where it says itself where to work. Default: for all.
 
     Raises
     ------
@@ -98,23 +103,23 @@ def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, 
         OPTIONS["log_folder"].read(str(jobs))
     except ValueError as error:
         raise ClusterSpecError(f"The folder of the jobs is {jobs}: expected {error}. Give --jobs.") from None
+    missing = [path for path in (jobs, *jobs.parents) if not path.exists()]
     folder = _new_folder(jobs, commands[0][0])
+    said: dict[str, Any] = {"commands": [list(c) for c in commands], "cwd": str(Path.cwd()), "kind": spec.kind}
+    said |= {"workers": [True] * len(commands) if workers is None else list(workers), "submitted": now(), "daskdecode_version": __version__}
     try:
         kept = spec if "log_folder" in spec.options else replace(spec, options={**spec.options, "log_folder": str(folder / _WORKERS)})
         _write_spec(folder / CLUSTER, kept)
+        # Before the batch system has the job: the driver finds what it is to do, even if nobody is left here to write it.
+        write_json(folder / _JOB, said)
         batch_id, cancel = _hand_over(spec, folder)
     except BaseException:
         shutil.rmtree(folder)
+        for path in missing:
+            with contextlib.suppress(OSError):  # another submission may have put its own there
+                path.rmdir()
         raise
-    said: dict[str, Any] = {
-        "commands": [list(c) for c in commands],
-        "cwd": str(Path.cwd()),
-        "kind": spec.kind,
-        "batch_id": batch_id,
-        "cancel": cancel,
-    }
-    said |= {"workers": workers, "submitted": now(), "daskdecode_version": __version__}
-    write_json(folder / "job.json", said)
+    write_json(folder / _BATCH, {"batch_id": batch_id, "cancel": cancel})
     return status(jobs, folder.name)
 
 
@@ -165,7 +170,7 @@ def _hand_over(spec: ClusterSpec, folder: Path) -> tuple[str, list[str]]:
 
 def statuses(jobs: Path) -> list[Status]:
     """All submissions of a folder, the oldest first."""
-    return [status(jobs, path.parent.name) for path in sorted(jobs.glob("*/job.json"))]
+    return [status(jobs, path.parent.name) for path in sorted(jobs.glob(f"*/{_JOB}"))]
 
 
 def status(jobs: Path, id: str) -> Status:  # noqa: A002  # what users call it
@@ -177,20 +182,27 @@ def status(jobs: Path, id: str) -> Status:  # noqa: A002  # what users call it
         There is none of this name.
     """
     folder = folder_of(jobs, id)
-    job, started, ended = (read_json(folder / f"{name}.json") for name in ("job", "started", "ended"))
+    try:
+        return _status(folder)
+    except ClusterError as error:  # one that is broken does not hide the others
+        return Status(id, "unknown", str(error), command="", folder=str(folder), batch_id="", submitted="")
+
+
+def _status(folder: Path) -> Status:
+    job, batch, started, ended = _job(folder), *(read_json(folder / f"{name}.json") for name in ("batch", "started", "ended"))
     cancelled = (folder / "cancelled.json").exists()
     if ended:
         state = "done" if ended["exit_status"] == 0 else "cancelled" if cancelled else "failed"
         detail = "" if state == "done" else f"exit status {ended['exit_status']}: {_last_line(folder)}"
     else:
-        state, detail = _in_queue(job, folder, running=bool(started), cancelled=cancelled)
+        state, detail = _in_queue(job["kind"], batch.get("batch_id"), folder, running=bool(started), cancelled=cancelled)
     return Status(
-        id=id,
+        id=folder.name,
         state=state,
         detail=detail,
         command=" -- ".join(shlex.join(command) for command in job["commands"]),
         folder=str(folder),
-        batch_id=job["batch_id"],
+        batch_id=batch.get("batch_id", ""),
         submitted=job["submitted"],
         started=started.get("time"),
         ended=ended.get("time"),
@@ -198,12 +210,31 @@ def status(jobs: Path, id: str) -> Status:  # noqa: A002  # what users call it
     )
 
 
-def _in_queue(job: dict[str, Any], folder: Path, *, running: bool, cancelled: bool) -> tuple[str, str]:
+def _job(folder: Path) -> dict[str, Any]:
+    """What was asked.
+
+    Raises
+    ------
+    ClusterError
+        The file is not there, or says something else.
+    """
+    path = folder / _JOB
+    job = read_json(path)
+    if not job:
+        raise ClusterError(f"{path} is not there, which says what was submitted. Submit again, and delete this folder.")
+    if not job.keys() >= _KEYS or job["kind"] not in SYSTEMS:
+        raise ClusterError(f"{path} does not say what was submitted (of {', '.join(sorted(_KEYS))}). Submit again, and delete this folder.")
+    return job
+
+
+def _in_queue(kind: str, batch_id: str | None, folder: Path, *, running: bool, cancelled: bool) -> tuple[str, str]:
     """State and detail of a submission that has not said that it ended."""
-    states = job_states(SYSTEMS[job["kind"]], [job["batch_id"]])
+    if batch_id is None:
+        return "unknown", f"submitting was cut off before the number of the job was written down; {kind} may have it"
+    states = job_states(SYSTEMS[kind], [batch_id])
     if states is None:
-        return "unknown", f"{job['kind']} does not answer"
-    if (found := states.get(job["batch_id"])) is not None:
+        return "unknown", f"{kind} does not answer"
+    if (found := states.get(batch_id)) is not None:
         host = read_json(folder / "started.json").get("host", "")
         return ("running", f"on {host}") if running else ("queued", str(found))
     if cancelled:
@@ -225,14 +256,16 @@ def cancel(jobs: Path, id: str) -> Status:  # noqa: A002
     if found.state not in ("queued", "running", "unknown"):
         return found
     folder = folder_of(jobs, id)
-    job = read_json(folder / "job.json")
+    kind, batch = _job(folder)["kind"], read_json(folder / _BATCH)
+    if not batch:
+        raise ClusterError(f"{folder} does not say which job of {kind} it is: {found.detail}. Cancel the job with {kind}'s own command.")
     write_json(folder / "cancelled.json", {"time": now()})
     try:
-        subprocess.run([*job["cancel"], job["batch_id"]], check=True, capture_output=True, text=True)
+        subprocess.run([*batch["cancel"], batch["batch_id"]], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         (folder / "cancelled.json").unlink()
         said = getattr(error, "stderr", None) or str(error)
-        raise ClusterError(f"{job['kind']} did not cancel job {job['batch_id']}: {' '.join(said.split())}.") from error
+        raise ClusterError(f"{kind} did not cancel job {batch['batch_id']}: {' '.join(said.split())}.") from error
     return status(jobs, id)
 
 
@@ -258,7 +291,7 @@ def _filled(paths: Any) -> list[Path]:
 
 def folder_of(jobs: Path, id: str) -> Path:  # noqa: A002
     """The folder of a submission."""
-    known = [path.parent.name for path in sorted(jobs.glob("*/job.json"))]
+    known = [path.parent.name for path in sorted(jobs.glob(f"*/{_JOB}"))]
     if id not in known:
         raise ClusterError(f"There is no submission {id!r} in {jobs}. {nearest(id, known[::-1])} Give --jobs where they are elsewhere.")
     return jobs.absolute() / id
@@ -273,9 +306,15 @@ def _last_line(folder: Path) -> str:
 
 
 def begin(folder: Path) -> dict[str, Any]:
-    """Say that the driver has started, go where the user was, and return what was asked."""
+    """Say that the driver has started, go where the user was, and return what was asked.
+
+    Raises
+    ------
+    ClusterError
+        Nothing says what was asked.
+    """
     write_json(folder / "started.json", {"time": now(), "host": socket.gethostname(), "pid": os.getpid(), "python": sys.executable})
-    job = read_json(folder / "job.json", patience_s=30)
+    job = _job(folder)
     os.chdir(job["cwd"])
     return job
 
@@ -297,13 +336,18 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path, *, patience_s: float = 0) -> dict[str, Any]:
-    """Read a file; nothing where it is not there, unless it is worth waiting for."""
-    until = time.monotonic() + patience_s
-    while not path.exists() and time.monotonic() < until:
-        time.sleep(0.2)
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file; nothing where it is not there.
+
+    Raises
+    ------
+    ClusterError
+        It is no JSON.
+    """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return found
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{path} cannot be read ({error}). Submit again, and delete this folder.") from error
+    return found if isinstance(found, dict) else {}

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from daskdecode.cli.command import Group
+from daskdecode.engine.workers import active_client
+
 pytest.importorskip("dask_jobqueue")
 
 NASTY = "$(touch hacked); `touch hacked` && 'touch' \"hacked\" #\nnext"
@@ -124,9 +127,65 @@ def test_cancel(run, site, tmp_path):
     assert (tmp_path / "cancelled").read_text() == "77\n"
 
 
-def test_a_command_that_says_itself_where_to_work_gets_no_workers(run, site):
-    name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr", "--scheduler=threads").stdout.strip()
-    assert json.loads((Path("daskdecode-jobs") / name / "job.json").read_text())["workers"] is False
+@pytest.mark.parametrize("where", [["--scheduler=threads"], ["--n-workers", "1"]])
+def test_a_command_that_says_itself_where_to_work_works_there_and_the_others_on_the_workers(run, site, study, masks, monkeypatch, where):
+    """The workers are there for the conversion and the verification, and end before what lies between."""
+    commands = ["convert", study, "s.zarr", *masks, "--", "verify", "s.zarr", *where, "--", "verify", "s.zarr"]
+    name = run("submit", "--cluster", "site.yaml", "--", *commands).stdout.strip()
+    folder = Path("daskdecode-jobs") / name
+    assert json.loads((folder / "job.json").read_text())["workers"] == [True, False, True]
+    (folder / "cluster.yaml").write_text("kind: threads\nn_workers: 1\n")  # the test has no nodes
+    there = []
+    whole = Group.main
+
+    def main(self, args=None, *rest, **kwargs):
+        there.append((args[0], active_client() is not None))
+        return whole(self, args, *rest, **kwargs)
+
+    monkeypatch.setattr(Group, "main", main)
+    driven = run("driver", folder)
+    assert driven.exit_code == 0, driven.output
+    assert there[-3:] == [("convert", True), ("verify", False), ("verify", True)]
+
+
+def test_values_are_not_taken_for_options(run, site):
+    name = run("submit", "--cluster", "site.yaml", "--", "decode", "s.zarr", "--output", "--scheduler").stdout.strip()
+    assert json.loads((Path("daskdecode-jobs") / name / "job.json").read_text())["workers"] == [True]
+
+
+@pytest.mark.parametrize("content", [None, "", '{"commands": []}', "[]"])
+def test_a_job_that_does_not_say_what_to_do_ends_with_a_line_and_hides_no_other(run, site, content):
+    name, broken = (run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").stdout.strip() for _ in range(2))
+    folder = Path("daskdecode-jobs") / broken
+    (folder / "job.json").unlink()
+    if content is not None:
+        (folder / "job.json").write_text(content)
+    driven = run("driver", folder)
+    assert driven.exit_code == 2
+    assert "job.json" in driven.stderr
+    assert driven.stderr.count("\n") == 1
+    assert json.loads((folder / "ended.json").read_text())["exit_status"] == 2
+    found = run("status")
+    assert found.exit_code == 0, found.stderr
+    assert f"{name}  queued" in found.stdout
+    if content is not None:
+        assert f"{broken}  unknown" in found.stdout
+        assert run("cancel", broken).exit_code == 2
+
+
+def test_a_submission_that_was_cut_off_runs_and_is_told(run, site, monkeypatch):
+    """Killed between the batch system's answer and writing it down."""
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "nowhere.zarr").stdout.strip()
+    folder = Path("daskdecode-jobs") / name
+    (folder / "batch.json").unlink()
+    (folder / "cluster.yaml").write_text("kind: threads\nn_workers: 1\n")
+    assert _state(run, name)["state"] == "unknown"
+    assert "slurm may have it" in _state(run, name)["detail"]
+    refused = run("cancel", name)
+    assert refused.exit_code == 2
+    assert "slurm's own command" in refused.stderr
+    assert run("driver", folder).exit_code == 2
+    assert _state(run, name)["state"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +206,7 @@ def test_refusals_leave_nothing(run, site, arguments, said):
     result = run("submit", *arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
-    assert not list(Path().glob("*jobs*/*"))
+    assert not list(Path().glob("*jobs*"))
 
 
 def test_a_refusal_of_the_batch_system_is_quoted_and_leaves_nothing(run, site, tmp_path):
@@ -155,7 +214,10 @@ def test_a_refusal_of_the_batch_system_is_quoted_and_leaves_nothing(run, site, t
     result = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr")
     assert result.exit_code == 2
     assert "slurm refused the job: sbatch: error: no such account" in result.stderr
-    assert not list(Path("daskdecode-jobs").iterdir())
+    assert not Path("daskdecode-jobs").exists()
+    Path("daskdecode-jobs").mkdir()
+    assert run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").exit_code == 2
+    assert not list(Path("daskdecode-jobs").iterdir())  # what was there before stays
 
 
 def test_an_unknown_submission_is_named_with_those_that_are_known(run, site):
