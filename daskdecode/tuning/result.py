@@ -86,7 +86,8 @@ class SearchResult:
     def to_frame(self) -> pd.DataFrame:
         """Return ``cv_results_`` as a table, one row a setting, the best first.
 
-        Hyperband ranks within brackets, also models that it gave up early: there the best is at ``best_index_`` of ``cv_results_``.
+        Of Hyperband the chosen model, then those that were trained longest (``partial_fit_calls``), then by score: the scores of models
+        that were given up early are of an earlier stage, and may be higher.
         """
         columns = {name: list(values) for name, values in self.cv_results_.items() if name != "params"}
         table = pd.DataFrame(columns | {"params": list(self.cv_results_["params"])})

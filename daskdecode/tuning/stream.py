@@ -134,8 +134,10 @@ def search_stream(
             ),
             classes=np.arange(classes.size),
         )
+    table = {name: list(v) if name == "params" else v for name, v in search.cv_results_.items()}
+    table["rank_test_score"] = ranks_of(table["partial_fit_calls"], table["test_score"], search.best_index_)
     result = SearchResult(
-        {name: list(v) if name == "params" else v for name, v in search.cv_results_.items()},
+        table,
         search.best_index_,
         method="hyperband",
         scoring=decoder.scoring if isinstance(decoder.scoring, str) else decoder._default_scoring,
@@ -147,6 +149,18 @@ def search_stream(
         result.nested_scores_ = _score_groups(runs, parts.test, columns, search.best_estimator_, codes, scorer, classes.size)
         result.nested_params_ = [result.best_params_] * len(parts.test)
     return result
+
+
+def ranks_of(calls: NDArray[Any], scores: NDArray[Any], best: int) -> Ints:
+    """Rank models, 1 for the one that was chosen, then by how long they were trained, then by score.
+
+    dask-ml ranks by score alone, within brackets: a model that was given up after one call may then stand above the one that won, though
+    its score was of another stage.
+    """
+    chosen = np.arange(len(scores)) == best
+    ranks = np.empty(len(scores), dtype=np.intp)
+    ranks[np.lexsort((-np.asarray(scores, dtype=np.float64), -np.asarray(calls), ~chosen))] = np.arange(1, len(scores) + 1)
+    return ranks
 
 
 # ---------------------------------------------------------------------------------------------------------------------- what is asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 
 import dask.array as da
@@ -97,6 +98,30 @@ def test_hyperband_finds_what_subjects_share(client, tmp_path):
     z = zscored(x, runs)
     scores = {s: roc_auc_score(y[subjects == s] == "c1", found.best_estimator_.decision_function(z[subjects == s])) for s in set(subjects)}
     assert any(abs(found.nested_scores_[0] - score) < 1e-6 for score in scores.values())
+
+
+def test_models_that_were_given_up_rank_below_those_that_were_trained_longer(client, monkeypatch):
+    calls, scores = np.array([1, 4, 4, 1, 9]), np.array([0.61, 0.50, 0.57, np.nan, 0.55])
+    assert stream.ranks_of(calls, scores, 2).tolist() == [4, 3, 1, 5, 2]  # chosen from another bracket, after 4 calls
+    whole = dask_ml.Hyperband.fit
+
+    def lucky(self, *args, **kwargs):
+        """As chance may have it: a model that was given up scored more than all others."""
+        whole(self, *args, **kwargs)
+        self.cv_results_["test_score"][np.argmin(self.cv_results_["partial_fit_calls"])] = 0.999
+        return self
+
+    monkeypatch.setattr(stream.Hyperband, "fit", lucky)
+    decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=None)
+    x, y, subjects, runs = make()
+    found = dd.search(decoder, dataset(x, y, subjects, runs), SPACE, method="hyperband", n_iter=9, nested=False)
+    table = found.to_frame()
+    assert table["params"][0] == found.best_params_
+    assert (table["test_score"][1:] == 0.999).sum() == 1
+    assert table["partial_fit_calls"][1:].is_monotonic_decreasing
+    header, first = next((a, b) for a, b in itertools.pairwise(str(found).splitlines()) if a.startswith("rank"))
+    assert header.split()[-1] == "calls"
+    assert first.split() == ["1", f"{found.best_params_['alpha']:.4g}", f"{found.best_score_:.4f}", str(table["partial_fit_calls"][0])]
 
 
 def test_the_best_model_predicts_as_a_decoder_and_has_maps(client):
