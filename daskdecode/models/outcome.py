@@ -181,11 +181,13 @@ def describe_samples(samples: Samples, quality: Quality, *, classes: bool) -> di
 
 
 def plain(value: Any) -> Any:
-    """Turn NumPy scalars into Python's, and settings that JSON has no word for into text."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray | list | tuple):
-        return [plain(item) for item in value]
+    """Turn NumPy's scalars and arrays, and containers, into Python's own, and what JSON has no word for into text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

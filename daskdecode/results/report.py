@@ -17,7 +17,7 @@ from daskdecode._version import __version__
 from daskdecode.errors import DaskDecodeError
 from daskdecode.results.maps import STATISTICS, draw_map
 from daskdecode.results.plots import class_chart, fold_chart, format_score
-from daskdecode.results.result import plain
+from daskdecode.results.result import jsonable
 from daskdecode.results.scores import REGRESSION_METRICS, SCORING_NAMES, fold_scores, is_regressor, scalars, score_table, summarize
 
 MOST_MAPS: Final = 12
@@ -100,7 +100,7 @@ def _chosen(decoder: Any) -> list[dict[str, Any]]:
 def _provenance(decoder: Any) -> list[tuple[str, Any]]:
     """What was run on what, as far as no other part of the page says it."""
     said = {"warnings", "chosen"}
-    found = plain(decoder.provenance_).items()
+    found = jsonable(decoder.provenance_).items()
     return [(key.replace("_", " "), value) for key, value in found if key not in said and value not in (None, [], {})]
 
 

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from daskdecode._version import __version__
 from daskdecode.errors import DaskDecodeError
+from daskdecode.models.outcome import plain
 from daskdecode.results.maps import STATISTICS, class_maps
 from daskdecode.results.scores import SCORE_COLUMNS, check_fitted, is_regressor, score_table
 
@@ -70,22 +70,22 @@ def join_entities(*parts: str) -> str:
     return "_".join(part for part in parts if part)
 
 
-def plain(value: Any) -> Any:
-    """Reduce a value to what JSON holds: NumPy scalars and arrays unpacked, paths and others as text, non-finite numbers null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+def jsonable(value: Any) -> Any:
+    """Reduce a value to what JSON holds: as :func:`daskdecode.models.outcome.plain`, with null for numbers that are not finite."""
+    return _finite(plain(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_writer(content: Mapping[str, Any]) -> Writer:
     """Write JSON, the same for the same content."""
-    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(jsonable(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return partial(Path.write_text, data=text, encoding="utf-8")
 
 

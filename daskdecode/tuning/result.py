@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from daskdecode.models.outcome import plain
-from daskdecode.results.result import check_results_folder, json_writer, write_files
+from daskdecode.results.result import check_results_folder, json_writer, jsonable, write_files
 from daskdecode.tuning.plot import plot_scores
 
 Floats = NDArray[np.float64]
@@ -95,20 +95,22 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the models as plain, JSON-able values."""
-        results = {k: [_jsonable(v) for v in np.ma.filled(np.ma.asarray(vs, dtype=object), None)] for k, vs in self._columns().items()}
-        return {
+        table = {k: v if k == "params" else np.ma.filled(np.ma.asarray(v, dtype=object), None) for k, v in self.cv_results_.items()}
+        said = {
             "method": self.method,
             "estimator": self.estimator,
             "scoring": self.scoring,
-            "score": _jsonable(self.score_),
-            "nested_scores": None if self.nested_scores_ is None else [_jsonable(s) for s in self.nested_scores_],
-            "nested_params": None if self.nested_params_ is None else [_named(p) for p in self.nested_params_],
-            "best_params": _named(self.best_params_),
-            "best_score": _jsonable(self.best_score_),
+            "score": self.score_,
+            "nested_scores": self.nested_scores_,
+            "nested_params": self.nested_params_,
+            "best_params": self.best_params_,
+            "best_score": self.best_score_,
             "best_score_is_optimistic": True,
-            "cv_results": results | {"params": [_named(p) for p in self.cv_results_["params"]]},
+            "cv_results": table,
             "notes": self.notes_,
         }
+        found: dict[str, Any] = jsonable(said)
+        return found
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write ``search.tsv`` (the table), ``search.json`` (everything) and ``search.png`` (the figure), making the folder.
@@ -131,9 +133,6 @@ class SearchResult:
             "search.png": lambda path: figure.savefig(path, dpi=150),
         }
         write_files(check_results_folder(folder), files)
-
-    def _columns(self) -> dict[str, Any]:
-        return {k: v for k, v in self.cv_results_.items() if k != "params"}
 
     def __str__(self) -> str:
         headline = f"{self._scores.size} settings of {self.estimator}, {self.method} search, {self.scoring}"
@@ -184,12 +183,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, np.ndarray | list | tuple) and len(value) > 3:
         return f"[{_shown(value[0])} ... {_shown(value[-1])}]"
     return " ".join(str(plain(value)).split())
-
-
-def _jsonable(value: Any) -> Any:
-    value = plain(value)
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _named(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: _jsonable(value) for name, value in params.items()}

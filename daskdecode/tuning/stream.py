@@ -134,7 +134,7 @@ def search_stream(
             ),
             classes=np.arange(classes.size),
         )
-    table = {name: list(v) if name == "params" else v for name, v in search.cv_results_.items()}
+    table: dict[str, Any] = {name: list(v) if name == "params" else v for name, v in search.cv_results_.items()}
     table["rank_test_score"] = ranks_of(table["partial_fit_calls"], table["test_score"], search.best_index_)
     result = SearchResult(
         table,

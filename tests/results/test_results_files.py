@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from daskdecode.errors import DaskDecodeError, DecodingError
-from daskdecode.results.result import entity_value, entity_values, plain, write_results
+from daskdecode.models.outcome import plain
+from daskdecode.results.result import entity_value, entity_values, jsonable, write_results
 
 
 def tree(folder):
@@ -142,6 +143,8 @@ def test_entity_values():
     assert len({v.lower() for v in entity_values(["a", "A", "a2", "a 2"]).values()}) == 4
 
 
-def test_plain():
+def test_jsonable():
     value = {"a": np.float32(0.5), 1: np.array([1, 2]), "nan": float("nan"), "set": {"b", "a"}, "inf": [np.inf], "none": None}
-    assert plain(value) == {"a": 0.5, "1": [1, 2], "nan": None, "set": ["a", "b"], "inf": [None], "none": None}
+    assert jsonable(value) == {"a": 0.5, "1": [1, 2], "nan": None, "set": ["a", "b"], "inf": [None], "none": None}
+    # The record in memory keeps what JSON cannot say, such as C=inf; settings by name stay so, such as class_weight.
+    assert plain({"C": [np.float64(np.inf)], "class_weight": {1: np.float32(2)}}) == {"C": [np.inf], "class_weight": {"1": 2.0}}
