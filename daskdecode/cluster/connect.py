@@ -207,8 +207,8 @@ def lost(error: Exception) -> str:
         died = getattr(error.last_worker, "address", error.last_worker)
         return (
             f"{error.allowed_failures + 1} workers died while they worked on {error.task!r}, the last at {died}. Most often they lacked "
-            "memory: give memory_limit= (or fewer threads a worker), or look into their logs. Where nodes are taken away often, raise "
-            "allowed_failures=."
+            "memory: give memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes "
+            "are taken away often, raise allowed_failures=."
         )
     kept = "What was written until then is kept, and the same call goes on from there."
     if isinstance(error, CancelledError):

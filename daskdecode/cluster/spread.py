@@ -36,8 +36,7 @@ def run_each(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception
     Yields
     ------
     name, result or exception
-        In the order in which they end. What a piece raises is yielded, not raised; so is :class:`distributed.KilledWorker`, where workers
-        kept dying on it.
+        In the order in which they end. What a piece raises is yielded, not raised; so is a ClusterError, where workers kept dying on it.
 
     Notes
     -----
@@ -96,8 +95,14 @@ def _on_workers(client: Any, pieces: Mapping[str, Work[T]]) -> Iterator[tuple[st
 
 def _outcome(future: Any) -> Any:
     """What a piece gave, or the exception that ended it."""
+    from distributed import KilledWorker
+
+    from daskdecode.cluster.connect import lost
+
     try:
         return future.result()
+    except KilledWorker as error:
+        return ClusterError(lost(error))
     except Exception as error:
         return error
     finally:

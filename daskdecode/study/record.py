@@ -96,11 +96,6 @@ class Kept:
 def failure(subject: str, error: BaseException) -> dict[str, Any]:
     """Return the outcome of a subject that could not be decoded."""
     kind = type(error).__name__
-    if kind == "KilledWorker":  # of distributed, which only the room of the cluster knows
-        error = DaskDecodeError(
-            "The workers that decoded it were killed, one after another: most often because memory ran out. Give memory_budget=, a mask, "
-            "or workers with more memory; the log of a worker says why it was killed."
-        )
     ours = isinstance(error, DaskDecodeError | OSError)
     named = isinstance(error, OSError) and error.strerror is not None
     reason = f"{error.filename or ''}: {error.strerror}".removeprefix(": ") if named else str(error)  # type: ignore[attr-defined]

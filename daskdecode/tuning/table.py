@@ -20,6 +20,7 @@ from daskdecode.engine.coordinate_descent import DualFit, fit_dual
 from daskdecode.engine.registry import model_of
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer, at_max_iter, fit_named, in_turn, resolve
+from daskdecode.errors import DecodingError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -214,10 +215,13 @@ class HeldOut:
         at = np.searchsorted(X.rows, tests[self.position])
         try:
             return fitted.score_with(self.scorer, between, seen.transform(X[at]), y[at])
-        except Exception:  # whatever an estimator or a scorer raises
-            if self.failed is None:
-                raise
-            return self.failed
+        except Exception as error:  # whatever an estimator or a scorer raises
+            if self.failed is not None:
+                return self.failed
+            raise DecodingError(
+                f"{' '.join(str(fitted.model_).split())} with {fitted.params} could not be scored on {at.size} test samples: "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Leave that setting out, or pass error_score=np.nan to rank it last."
+            ) from error
 
 
 def unconverged(model: Fit | Pipeline, X: Rows, y: Any) -> float:  # noqa: ARG001  # a scorer's signature

@@ -67,8 +67,8 @@ def test_whose_workers_are_killed_is_named_and_the_others_go_on(study_store, tmp
     killer = decoder(estimator=Dies(), param_grid={})
     scores = decode_study(study_store, killer, labels=LABELS, folder=tmp_path / "out", progress=False)
     assert scores.status.values.tolist() == ["done", "done", "failed", "failed"]
-    assert "workers that decoded it were killed" in str(scores.reason.sel(subject="03").values)
-    assert json.loads((tmp_path / "out" / ".daskdecode" / "sub-03.json").read_text())["error"] == "KilledWorker"
+    assert "workers died while they worked on" in str(scores.reason.sel(subject="03").values)
+    assert json.loads((tmp_path / "out" / ".daskdecode" / "sub-03.json").read_text())["error"] == "ClusterError"
 
 
 @pytest.mark.slow

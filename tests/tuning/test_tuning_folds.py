@@ -268,7 +268,7 @@ class _SaysNothing(_Fussy):
 def test_a_setting_that_cannot_be_scored_fails_like_one_that_cannot_be_fitted():
     x, y, groups = make()
     decoder = dd.Decoder(_SaysNothing(), standardize=None, screening_percentile=None)
-    with pytest.raises(ValueError, match="contains NaN"):
+    with pytest.raises(DecodingError, match=r"_SaysNothing.*'C': 3.0.* on [0-9]+ test samples: .*contains NaN.*error_score=np.nan"):
         dd.search(decoder, x, {"C": [3.0, 0.1]}, y, groups, refit=False)
     with pytest.warns(UserWarning, match="10 of 20 fits failed"):
         found = dd.search(decoder, x, {"C": [3.0, 0.1]}, y, groups, error_score=np.nan, refit=False)
