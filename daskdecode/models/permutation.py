@@ -17,8 +17,10 @@ from daskdecode.models.estimators import check_choice
 from daskdecode.models.exchange import Exchange, exchangeable, step_of, times_of
 from daskdecode.models.labellings import Labellings
 from daskdecode.models.null import PermutationTest, class_means, summarise
-from daskdecode.models.record import Record, fingerprint
+from daskdecode.models.record import Record, digest_of, fingerprint
 from daskdecode.models.samples import Samples
+
+_KIND = "permutation test"
 
 
 def permutation_test(
@@ -106,7 +108,7 @@ def permutation_test(
     check_choice("exchange", exchange, ["within_run", "blocks"])
     _require_fixed_folds(decoder.cv)
     n_permutations, random_state = _whole("n_permutations", n_permutations, 1), _whole("random_state", random_state, 0)
-    target = None if path is None else Record.check(path)
+    target = None if path is None else Record.check(path, _KIND)
     decoder = clone(decoder)
     samples, question, design, plan, voxels = decoder._prepare(
         X, y, groups, confounds=confounds, sample_weight=sample_weight, sample_mask=sample_mask
@@ -125,20 +127,27 @@ def permutation_test(
     )
     once = design.screening is None and design.within is None and path is None
     samples, voxels = decoder._load(samples, voxels, plan, once=once)
-    record = Record(target, None if target is None else fingerprint(decoder, samples, design, units, random_state))
+    content = None
+    if target is not None:
+        more = {"exchangeable": digest_of(units.units), "random_state": random_state}
+        content = fingerprint(decoder.get_params(deep=False), samples, design, **more)
+    record = Record(_KIND, target, content)
     labellings = Labellings(decoder, samples, design, plan, voxels)
-    if record.observed is None:
-        record.observed = class_means(labellings.observed())
-    if not np.isfinite(record.observed).all():
+    observed = record.arrays.get("observed")
+    if observed is None:
+        observed = class_means(labellings.observed())
+    if not np.isfinite(observed).all():
         raise DecodingError("The score is not defined in any fold (test folds have a single class): there is nothing to test.")
-    while (done := len(record.null)) < n_permutations:
+    null = record.arrays.get("null", np.empty((0, observed.shape[1])))
+    while (done := len(null)) < n_permutations:
         numbers = range(done, min(done + labellings.batch, n_permutations))
-        record.add(class_means(labellings.scores([units.draw(random_state, i) for i in numbers])))
+        null = np.concatenate([null, class_means(labellings.scores([units.draw(random_state, i) for i in numbers]))])
+        record.keep(observed=observed, null=null)
         if progress is not None:
-            progress(len(record.null), n_permutations)
+            progress(len(null), n_permutations)
     return summarise(
-        record.observed,
-        record.null[:n_permutations],
+        observed,
+        null[:n_permutations],
         {name: number for name, (number, _) in question.rows.items()},
         scoring=decoder._scoring_name,
         estimator=str(decoder.estimator),

@@ -1,4 +1,4 @@
-"""A permutation test's partial result on disk, bound to the content that it belongs to."""
+"""What a long computation has worked out so far, kept on disk and bound to the content that it belongs to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,86 +18,100 @@ from daskdecode.engine.design import Design
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
 from daskdecode.models.content import shown
-from daskdecode.models.exchange import Exchangeable
 from daskdecode.models.outcome import versions
 from daskdecode.models.samples import Samples
 
-Floats = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
 
 _NOT_CONTENT = {"mask", "cv", "memory_budget", "progress", "engine"}
 """Parameters that change nothing in the scores, or that data and folds already tell."""
 
+_HASHED = ("data", "labels", "runs", "folds", "exchangeable", "confounds", "weights", "settings")
+"""Content of which only a digest is known, so that no more can be said than that it differs."""
+
 
 class Record:
-    """Scores of the permutations that are done, in order, kept in a file where there is a path.
+    """Arrays by name, in a file where there is a path.
 
     Parameters
     ----------
+    kind : str
+        What is computed, in words: ``"permutation test"``. A file of another kind is refused.
     path : Path or None
         None: in memory only.
     content : dict or None
-        From :func:`fingerprint`.
+        What the numbers depend on, JSON-able; see :func:`fingerprint`.
 
     Attributes
     ----------
-    observed : ndarray of float64, shape (2, n_problems), or None
-        As the decoder scores, and as permutations are scored.
-    null : ndarray of float64, shape (n_done, n_problems)
+    arrays : dict of str to ndarray
+        What is known so far; empty at the start.
 
     Raises
     ------
     DecodingError
-        The file is of another test; says in what they differ.
+        The file holds something else; says in what they differ.
     """
 
-    def __init__(self, path: Path | None, content: dict[str, Any] | None) -> None:
-        self.path, self.content = path, content
-        self.observed: Floats | None = None
-        self.null: Floats = np.empty((0, 0))
+    def __init__(self, kind: str, path: Path | None, content: dict[str, Any] | None) -> None:
+        self.kind, self.path, self.content = kind, path, content
+        self.arrays: Arrays = {}
         if path is not None and path.exists():
-            stored, self.observed, self.null = _read(path)
+            stored, self.arrays = _read(path, kind)
             if stored != content:
                 raise DecodingError(
-                    f"{path} holds another permutation test: {_difference(stored, content or {})}. Give another path, or delete the file "
+                    f"{path} holds another {kind}: {_difference(stored, content or {})}. Give another path, or delete the file "
                     "to start anew."
                 )
 
     @staticmethod
-    def check(path: str | os.PathLike[str]) -> Path:
+    def check(path: str | os.PathLike[str], kind: str) -> Path:
         """Say before any long work whether a file can be read, or made; returns the path."""
         path = Path(path)
         if path.is_dir() or not path.parent.is_dir():
             raise DecodingError(f"path={str(path)!r} must be a file in an existing folder.")
         if path.exists():
-            _read(path)
+            _read(path, kind)
         elif not os.access(path.parent, os.W_OK):
             raise DecodingError(f"The folder {path.parent} cannot be written to. Give another path.")
         return path
 
-    def add(self, scores: Floats) -> None:
-        """Append scores (n_new, n_problems); the file always holds all of a batch or nothing of it."""
-        self.null = np.concatenate([self.null.reshape(-1, scores.shape[1]), scores])
+    def keep(self, **arrays: NDArray[Any]) -> None:
+        """Put arrays in the place of those of the same names; the file always holds what was there before, or all of it."""
+        self.arrays |= arrays
         if self.path is None:
             return
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent)
+        about = {"about": np.array(json.dumps({"kind": self.kind, "content": self.content}))}
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, content=np.array(json.dumps(self.content)), observed=np.asarray(self.observed), null=self.null)
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez(file, **about, **self.arrays)  # type: ignore[arg-type]  # an option's type is taken for all
+                Path(name).replace(self.path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error  # a full disk names no file by itself
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Floats, Floats]:
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], Arrays]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return json.loads(str(file["content"])), file["observed"], file["null"]
+        # Opened here, since numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        about = json.loads(str(arrays.pop("about")))
+        found, content = about["kind"], about["content"]
     except OSError as error:
         raise DecodingError(f"{path} cannot be read ({error}). Give another path.") from error
     except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         # Not numpy's reason: of text it says that it might be loaded unsafely.
-        raise DecodingError(f"{path} is not a file that permutation_test wrote. Give another path, or delete the file.") from error
+        raise DecodingError(f"{path} is damaged, or not the file of a {kind}. Give another path, or delete the file.") from error
+    if found != kind:
+        raise DecodingError(f"{path} is the file of a {found}, not of a {kind}. Give another path.")
+    return content, arrays
 
 
 def _difference(stored: dict[str, Any], content: dict[str, Any]) -> str:
@@ -105,30 +119,39 @@ def _difference(stored: dict[str, Any], content: dict[str, Any]) -> str:
     for name in dict.fromkeys([*stored, *content]):
         before, now = stored.get(name), content.get(name)
         if before != now:
-            hashed = name in ("data", "labels", "runs", "folds", "exchangeable", "confounds", "weights")
-            said.append(f"the {name} differ" if hashed else f"{name} was {before} and is {now}")
+            said.append(f"the {name} differ" if name in _HASHED else f"{name} was {before} and is {now}")
     return "; ".join(said)
 
 
-def fingerprint(decoder: Any, samples: Samples, design: Design, units: Exchangeable, random_state: int) -> dict[str, Any]:
-    """Say what a permutation test depends on, JSON-able; reads the voxels once."""
+def fingerprint(params: Mapping[str, Any], samples: Samples, design: Design, **more: Any) -> dict[str, Any]:
+    """Say what scores depend on, JSON-able; reads the voxels once.
+
+    Parameters
+    ----------
+    params : mapping of str to object
+        Of the decoder, as ``get_params(deep=False)`` gives them.
+    samples : Samples
+    design : Design
+    **more
+        What else they depend on, JSON-able.
+    """
     folds = [*design.outer, *(split for fold in design.inner or () for split in fold)]
     return {
         "data": f"{samples.x.dtype.str} {samples.x.shape} {data_hash(samples):016x}",
-        "labels": _digest([np.asarray(samples.y).astype(str)]),
-        "runs": _digest([] if samples.groups is None else [samples.groups.astype(str)]),
-        "folds": _digest(part for split in folds for part in split),
-        "exchangeable": _digest(units.units),
-        **{name: shown(value) for name, value in decoder.get_params(deep=False).items() if name not in _NOT_CONTENT},
+        "labels": digest_of([np.asarray(samples.y).astype(str)]),
+        "runs": digest_of([] if samples.groups is None else [samples.groups.astype(str)]),
+        "folds": digest_of(part for split in folds for part in split),
+        **{name: shown(value) for name, value in params.items() if name not in _NOT_CONTENT},
         "screening": repr(design.screening),
-        "confounds": _digest([] if design.within is None else [design.within.confounds]),
-        "weights": _digest([] if samples.weight is None else [samples.weight]),
-        "random_state": random_state,
+        "confounds": digest_of([] if design.within is None else [design.within.confounds]),
+        "weights": digest_of([] if samples.weight is None else [samples.weight]),
+        **more,
         **versions(),
     }
 
 
-def _digest(arrays: Iterable[NDArray[Any]]) -> str:
+def digest_of(arrays: Iterable[NDArray[Any]]) -> str:
+    """Digest of arrays, their kinds and shapes."""
     found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype.kind}{array.shape}".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -15,13 +16,18 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from daskdecode.engine.design import Design, TrainingSet, training_sets
 from daskdecode.errors import DecodingError
 from daskdecode.models.base import BaseDecoder
+from daskdecode.models.content import shown
 from daskdecode.models.estimators import check_choice
 from daskdecode.models.outcome import unconverged_note
+from daskdecode.models.record import Record, digest_of, fingerprint
+from daskdecode.models.samples import Samples
 from daskdecode.tuning.folds import Scored, score_settings
 from daskdecode.tuning.result import SearchResult
 
 Floats = NDArray[np.float64]
 Settings = list[dict[str, Any]]
+
+_KIND = "search"
 
 _ROUNDING = 12
 """Decimals in which scores are compared: the order in which a score was summed must not choose a setting."""
@@ -43,6 +49,7 @@ def search(
     nested: bool = True,
     refit: bool = True,
     error_score: float | Literal["raise"] = "raise",
+    path: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     r"""Search the hyperparameters of a decoder, spread over folds and settings by dask-ml on the active Dask scheduler.
@@ -81,6 +88,10 @@ def search(
         Whether to fit ``best_decoder_`` with the best setting; Hyperband has fitted it already.
     error_score : "raise" or float, default "raise"
         What a fit that fails scores. A setting with a NaN ranks last. Not with ``"hyperband"``.
+    path : path, optional
+        ``.npz`` file for the scores so far, written each time that a twentieth of the fits has ended. A later call with the same data,
+        settings, parameters and versions goes on from there, and does only the refit where all are there; with others it is refused. Not
+        with ``"hyperband"``, which starts anew.
     progress : callable, optional
         Called with (problems done, problems in all) as batches end; not by Hyperband.
 
@@ -92,7 +103,8 @@ def search(
     ------
     DecodingError
         Before any data are read: an unknown method or parameter, a grid with distributions, folds that cannot be nested, and whatever
-        :meth:`daskdecode.Decoder.fit` refuses. After the search: every fit has failed (also where `error_score` is NaN).
+        :meth:`daskdecode.Decoder.fit` refuses; a ``path`` that is damaged or cannot be written. Once the data are read: ``path`` holds
+        another search. After the search: every fit has failed (also where `error_score` is NaN).
     MemoryBudgetError
         With the arithmetic, where even the smallest steps exceed the decoder's ``memory_budget``.
 
@@ -102,7 +114,9 @@ def search(
     passes that :meth:`daskdecode.Decoder.explain` names; else on the voxels, gathered once. Steps of a pipeline that settings share are
     fitted once a training set. Equal to scikit-learn's ``GridSearchCV`` on the voxels with screening as a step of the pipeline.
 
-    Peak memory of a worker: that of :meth:`daskdecode.Decoder.fit` with the same settings.
+    Peak memory of a worker: that of :meth:`daskdecode.Decoder.fit` with the same settings. With ``path`` every value is looked at once
+    more, another pass over data that do not fit into memory; and a search that goes on works out anew what training sets see, for those
+    of one batch, but no fit that has been kept.
 
     References
     ----------
@@ -123,19 +137,25 @@ def search(
             raise DecodingError(f"method='hyperband' takes no {given[0]}: select, clean and balance the samples of each subject first.")
         if error_score != "raise":
             raise DecodingError("method='hyperband' takes no error_score: a fit that fails ends it.")
+        if path is not None:
+            raise DecodingError("method='hyperband' takes no path: of models that are half trained nothing is kept, and it starts anew.")
         from daskdecode.tuning.stream import search_stream  # distributed is not quick to import
 
         return search_stream(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
+    target = None if path is None else Record.check(path, _KIND)
     settings = settings_of(param_distributions, method, int(n_iter), random_state)
     asked = clone(decoder).set_params(
         param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"
     )
     samples, _, design, plan, blocks = _prepared(asked, X, y, groups, of_samples)
-    _, blocks = asked._load(samples, blocks, plan)
+    samples, blocks = asked._load(samples, blocks, plan)
     sets = training_sets(design)
-    found = score_settings(blocks, design, sets, plan, error_score=error_score, progress=progress)
+    record = None if target is None else Record(_KIND, target, _content(decoder, samples, design, settings, error_score))
+    found = score_settings(blocks, design, sets, plan, error_score=error_score, record=record, progress=progress)
     if np.isneginf(found.scores[..., 0]).all():
-        raise DecodingError(f"All {found.n_failed} fits failed: there is no setting to choose. error_score='raise' shows the first error.")
+        raise DecodingError(
+            f"All {found.failed.sum()} fits failed: there is no setting to choose. error_score='raise' shows the first error."
+        )
     result = _result(found, design, sets, nested, method=method, scoring=decoder._scoring_name, estimator=_name_of(decoder))
     for note in result.notes_:
         warnings.warn(note, stacklevel=2)
@@ -143,6 +163,13 @@ def search(
         best = {k: [v] for k, v in result.best_params_.items()}
         result.best_decoder_ = clone(decoder).set_params(param_grid=best).fit(X, y, groups, **of_samples)
     return result
+
+
+def _content(decoder: BaseDecoder, samples: Samples, design: Design, settings: Settings, error_score: float | str) -> dict[str, Any]:
+    """What the scores depend on. How settings were come by is not part of it, nor are the decoder's own, which are not used."""
+    params = {name: value for name, value in decoder.get_params(deep=False).items() if name not in ("param_grid", "tune")}
+    told = digest_of(np.array([shown(setting)]) for setting in settings)
+    return fingerprint(params, samples, design, settings=told, error_score=repr(error_score))
 
 
 def _prepared(decoder: BaseDecoder, X: Any, y: Any, groups: Any, of_samples: Mapping[str, Any]) -> Any:
@@ -247,7 +274,7 @@ def _cv_results(outer: Floats, settings: Sequence[Mapping[str, Any]], found: Sco
     ranks = rankdata(-np.where(np.isnan(means), -np.inf, np.round(means, _ROUNDING)), method="min").astype(np.int32)
     table: dict[str, Any] = {}
     for name, times in (("fit_time", found.fit_time_s), ("score_time", found.score_time_s)):
-        table[f"mean_{name}"], table[f"std_{name}"] = _pooled(np.stack(times), np.array(found.n_in_batch, dtype=np.float64))
+        table[f"mean_{name}"], table[f"std_{name}"] = _pooled(times, found.n_in_batch.astype(np.float64))
     for name in dict.fromkeys(name for params in settings for name in params):
         column: Any = np.ma.MaskedArray(np.empty(len(settings), dtype=object), mask=True)
         for k, params in enumerate(settings):
@@ -272,11 +299,11 @@ def _pooled(times: Floats, n: Floats) -> tuple[Floats, Floats]:
 
 def _notes(found: Scored) -> list[str]:
     notes = []
-    n_fits = int(np.prod(found.scores.shape[:3]))
-    if found.n_failed:
-        notes.append(f"{found.n_failed} of {n_fits} fits failed; they count as error_score.")
-    if found.n_unconverged:
-        notes.append(unconverged_note(found.n_unconverged, n_fits))
+    n_failed, n_unconverged, n_fits = int(found.failed.sum()), int(found.n_unconverged.sum()), found.failed.size
+    if n_failed:
+        notes.append(f"{n_failed} of {n_fits} fits failed; they count as error_score.")
+    if n_unconverged:
+        notes.append(unconverged_note(n_unconverged, n_fits))
     return notes
 
 

@@ -64,6 +64,6 @@ def test_labels_that_are_infinite_are_refused_without_a_warning(study, decoder):
 def test_a_file_of_something_else_is_refused_without_advice_to_load_it(study, decoder, tmp_path):
     x, y, runs, _ = study
     (tmp_path / "other.npz").write_text("text")
-    with pytest.raises(DecodingError, match="not a file that permutation_test wrote") as refused:
+    with pytest.raises(DecodingError, match="damaged, or not the file of a permutation test") as refused:
         permutation_test(decoder, x, y, runs, n_permutations=1, path=tmp_path / "other.npz")
     assert "unsafe" not in str(refused.value)

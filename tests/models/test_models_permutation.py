@@ -336,7 +336,7 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path):
     x, y, groups = make()
     path = tmp_path / "notes.txt"
     path.write_text("mine")
-    with pytest.raises(DecodingError, match="not a file that permutation_test wrote"):
+    with pytest.raises(DecodingError, match="damaged, or not the file of a permutation test"):
         permutation_test(Decoder(**FAST), x, y, groups, path=path)
     assert path.read_text() == "mine"
 
