@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from daskdecode.cli.command import ComputingCommand, print_json, progress_bar
+from daskdecode.cli.command import ComputingCommand, print_json
 from daskdecode.cli.options import CV, ESTIMATOR, LABELS, MASK, MEMORY_BUDGET, SCORING, SCREENING, SESSION
 
 _RANGE = re.compile(r"(loguniform|uniform|randint)\(([^,()]+),([^,()]+)\)")
@@ -88,47 +88,16 @@ def _value(text: str) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
 def search(ctx: click.Context, /, store: str, output: Path | None, as_json: bool, **options: Any) -> None:
-    """Score every setting of some hyperparameters on STORE, and what choosing the best is worth."""
-    if output is not None:
-        from daskdecode.results.result import check_results_folder
+    """Score every setting of some hyperparameters on STORE, and what choosing the best is worth.
 
-        check_results_folder(output)
-    result = _run(store, progress=ctx.obj["progress"], **options)
-    if output is not None:
-        result.write(output)
+    With --output, scores are kept in DIR as they come: the same command again goes on where a killed one was.
+    """
+    from daskdecode.cli.workflows import run_search  # not quick to import
+
+    result = run_search(store, output, **ctx.obj, **options)
     if as_json:
         print_json(result.to_dict())
         return
     click.echo(str(result))
     if output is not None:
         click.echo(f"Results: {output}")
-
-
-def _run(
-    store: str,
-    *,
-    space: dict[str, Any],
-    method: Any,
-    n_iter: int,
-    random_state: int,
-    nested: bool,
-    labels: Sequence[str] | None,
-    subject: str | None,
-    session: str | None,
-    progress: bool,
-    **options: Any,
-) -> Any:
-    import numpy as np
-
-    from daskdecode.data.select import select_labels
-    from daskdecode.models.decoder import Decoder
-    from daskdecode.schema import LABEL
-    from daskdecode.store.open import open_subject
-    from daskdecode.study.subject import wanted_labels
-    from daskdecode.tuning.search import search as run_search
-
-    whole = open_subject(store, subject, session)
-    ds = select_labels(whole, wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist()))
-    how = {"method": method, "n_iter": n_iter, "random_state": random_state, "nested": nested, "refit": False}
-    with progress_bar("Searching", show=progress) as moved:
-        return run_search(Decoder(**options), ds, space, **how, progress=moved)

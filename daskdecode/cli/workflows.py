@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 
 from daskdecode.cli.command import progress_bar
+from daskdecode.data.select import select_labels
 from daskdecode.errors import DaskDecodeError
+from daskdecode.models.content import shown
 from daskdecode.models.decoder import Decoder
 from daskdecode.results.result import check_results_folder
 from daskdecode.results.scores import summarize
 from daskdecode.schema import LABEL, SUBJECT
 from daskdecode.sources.simulate import simulate_study
 from daskdecode.store.convert import convert
+from daskdecode.store.layout import digest
 from daskdecode.store.open import open_subject, stored_subjects
 from daskdecode.study.decode import decode_subjects
+from daskdecode.study.record import FOLDER, partial
 from daskdecode.study.subject import DecodeSubject, Permutations, Question, fit_subject, wanted_labels, write_subject
 from daskdecode.study.tables import summarize_study
+
+if TYPE_CHECKING:
+    from daskdecode.tuning.result import SearchResult
 
 
 def run_decode(
@@ -84,6 +92,58 @@ def _run_study(store: str, decoder: Decoder, output: Path, **options: Any) -> di
         for outcome in outcomes
     ]
     return summarize_study(outcomes, attributes) | {"results": str(output), "subjects": each}
+
+
+def run_search(
+    store: str,
+    output: Path | None,
+    *,
+    space: Mapping[str, Any],
+    method: Any,
+    n_iter: int,
+    random_state: int,
+    nested: bool,
+    labels: Sequence[str] | None,
+    subject: str | None,
+    session: str | None,
+    progress: bool,
+    **options: Any,
+) -> SearchResult:
+    """Search hyperparameters of one subject of a store; with a folder, keep there what is scored, go on from it, and write the result."""
+    from daskdecode.tuning.search import search, settings_of  # dask-ml is not quick to import
+
+    if output is not None:
+        check_results_folder(output)
+    whole = open_subject(store, subject, session)
+    wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
+    decoder, ds = Decoder(**options), select_labels(whole, wanted)
+    how = {"method": method, "n_iter": n_iter, "random_state": random_state, "nested": nested, "refit": False}
+    with contextlib.ExitStack() as stack:
+        path = None
+        if output is not None:
+            question = Question(decoder, wanted, session, Permutations(), str(Path.cwd()))
+            of_subject = question.fingerprint(stored_subjects(store)[0][whole.attrs[SUBJECT]])
+            settings = [shown(setting) for setting in settings_of(space, method, n_iter, random_state)]
+            stack.enter_context(_gone_if_empty(output / FOLDER))
+            path = partial(output, "search", digest([of_subject, settings, nested]))
+        moved = stack.enter_context(progress_bar("Searching", show=progress))
+        found = search(decoder, ds, space, **how, path=path, progress=moved)
+    if output is not None:
+        found.write(output)
+    return found
+
+
+@contextlib.contextmanager
+def _gone_if_empty(folder: Path) -> Iterator[None]:
+    """Folders that are made in a block that fails, and nothing in them, are removed: what is refused leaves nothing."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # there is something in it
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def _planted_correlation(decoder: Decoder, truth: str) -> float:

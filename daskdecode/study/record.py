@@ -54,12 +54,7 @@ class Kept:
 
     def partial(self, fingerprint: str) -> Path:
         """Where permutations that are done are kept until all are; those of other parameters are deleted."""
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"{self.name}.{fingerprint[:16]}.npz"
-        for other in self.folder.glob(f"{self.name}.*.npz"):
-            if other != path:
-                other.unlink(missing_ok=True)
-        return path
+        return partial(self.results, self.name, fingerprint)
 
     def done(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the outcome, if the subject was decoded just so and all its files are still there, and of this analysis."""
@@ -91,6 +86,17 @@ class Kept:
     @property
     def _path(self) -> Path:
         return self.folder / f"{self.name}.json"
+
+
+def partial(results: Path, name: str, fingerprint: str) -> Path:
+    """Where a part of what is asked for is kept, below the folder of results; what is kept there of anything else asked is deleted."""
+    folder = results / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{fingerprint[:16]}.npz"
+    for other in folder.glob(f"{name}.*.npz"):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
 
 
 def failure(subject: str, error: BaseException) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import dask
 import pandas as pd
 import pytest
 
 import daskdecode as dd
+from daskdecode.tuning.table import Fit
 
 ONE = ("--subject", "01", "--labels", "face,cat", "--mask", "vt")
 
@@ -24,6 +26,44 @@ def test_search_gives_the_library_s_numbers_and_files(run, store, tmp_path):
     assert table["mean_test_score"][0] == pytest.approx(expected.best_score_)
     assert json.loads((tmp_path / "out" / "search.json").read_text()) == found
     assert (tmp_path / "out" / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _kept(folder):
+    return sorted(path.name for path in (folder / ".daskdecode").iterdir())
+
+
+def test_a_killed_search_goes_on_where_it_was(run, store, tmp_path, monkeypatch):
+    out, fits, fit = tmp_path / "new" / "out", [], Fit.fit
+    command = ["search", store, *ONE, "--param", "C=loguniform(0.001,10)", "--method", "random", "--n-iter", "4", "--json", "--output", out]
+
+    def counted(self, *args, **kwargs):
+        fits.append(0)
+        if len(fits) == 15:
+            raise KeyboardInterrupt
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Fit, "fit", counted)
+    n_all = 4 * (3 + 3)
+    with dask.config.set(scheduler="synchronous"):
+        assert run(*command).exit_code != 0
+        assert not (out / "search.json").exists()
+        kept = _kept(out)
+        assert len(kept) == 1
+        resumed = run(*command)
+        assert resumed.exit_code == 0, resumed.output
+        assert n_all <= len(fits) < n_all + 15
+        n_fits = len(fits)
+        assert run(*command).stdout == resumed.stdout
+        assert len(fits) == n_fits
+        assert _kept(out) == kept
+        whole = run(*command[:-2])
+    assert json.loads(resumed.stdout)["nested_scores"] == json.loads(whole.stdout)["nested_scores"]
+    # Of another question nothing is used, and one that is refused leaves no folder.
+    assert run(*command, "--no-nested").exit_code == 0
+    assert len(_kept(out)) == 1
+    assert _kept(out) != kept
+    assert run("search", store, *ONE, "--param", "sea=1,2", "--output", tmp_path / "refused" / "out").exit_code == 2
+    assert not (tmp_path / "refused").exists()
 
 
 def test_random_settings_and_a_table_as_text(run, store):
