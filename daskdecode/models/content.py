@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+NOT_CONTENT = {"mask", "memory_budget", "progress"}
+"""Parameters of a decoder that do not change its results, or that are told by the data they select."""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 

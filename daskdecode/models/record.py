@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from daskdecode.engine.design import Design
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
-from daskdecode.models.content import shown
+from daskdecode.models.content import NOT_CONTENT, shown
 from daskdecode.models.outcome import versions
 from daskdecode.models.samples import Samples
 
 Arrays = dict[str, NDArray[Any]]
 
-_NOT_CONTENT = {"mask", "cv", "memory_budget", "progress", "engine"}
-"""Parameters that change nothing in the scores, or that data and folds already tell."""
+_NOT_CONTENT = NOT_CONTENT | {"cv", "engine"}
+"""Beside what no result depends on: folds are told as such, and no score depends on the route."""
 
 _HASHED = ("data", "labels", "runs", "folds", "exchangeable", "confounds", "weights", "settings")
 """Content of which only a digest is known, so that no more can be said than that it differs."""

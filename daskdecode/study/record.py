@@ -20,9 +20,6 @@ from daskdecode.results.result import json_writer, write_files
 FOLDER: Final = ".daskdecode"
 """Where the records are, below the results; BIDS validators and ``ls`` pass over it."""
 
-NOT_CONTENT: Final = {"mask", "memory_budget", "progress"}
-"""Parameters of a decoder that do not change its results, or that are told by the data they select."""
-
 
 class Kept:
     """The record of one subject in a folder of results.

@@ -19,6 +19,7 @@ from daskdecode.data.mask import mean_image
 from daskdecode.data.select import select_labels
 from daskdecode.engine.plan import memory_budget
 from daskdecode.errors import DaskDecodeError, SelectionError
+from daskdecode.models.content import NOT_CONTENT
 from daskdecode.models.outcome import versions
 from daskdecode.models.permutation import permutation_test
 from daskdecode.results.report import write_report
@@ -92,7 +93,7 @@ class Question:
         """Digest of all that decides the results of a subject: its data, what is asked of them, and the code that answers."""
         content = stored.content(self.session)
         mask = for_subject(self.decoder.mask, stored.subject)
-        asked = {name: value for name, value in self.decoder.get_params(deep=False).items() if name not in record.NOT_CONTENT}
+        asked = {name: value for name, value in self.decoder.get_params(deep=False).items() if name not in NOT_CONTENT}
         return digest(
             {
                 "runs": content["runs"],
