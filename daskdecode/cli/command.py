@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import re
 import sys
 import warnings
@@ -162,7 +163,11 @@ def scheduler(where: str | None, file: str | None, n_workers: int | tuple[int, i
     from daskdecode.cluster.connect import connect  # not quick to import
 
     with connect(where if file is None else Path(file), n_workers=n_workers):  # type: ignore[arg-type]  # one of them is there
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            logging.disable()  # of what is cut off now, other libraries log tracebacks
+            raise
 
 
 def _threads(n: int | None) -> Any:

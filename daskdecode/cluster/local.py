@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Final
 
 from dask.system import CPU_COUNT
@@ -44,7 +48,33 @@ def start(spec: ClusterSpec, security: Security | None) -> LocalCluster:
         return LocalCluster(processes=False, n_workers=1, threads_per_worker=most or CPU_COUNT, **common)
     n_workers, n_threads = sizes(most, spec.get("threads_per_worker", 0))
     limit = spec.get("memory_limit", MEMORY_LIMIT // n_workers)
-    return LocalCluster(n_workers=n_workers, threads_per_worker=n_threads, memory_limit=limit, **common)
+    cluster = None
+    try:
+        with _without_ctrl_c():
+            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=n_threads, memory_limit=limit, **common)
+    except KeyboardInterrupt:
+        if cluster is not None:
+            cluster.close()
+        raise
+    return cluster
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends; threads and processes that it starts never get it.
+
+    A terminal sends it to all processes. Workers, which would end with tracebacks and be started anew, are the driver's to end, and a
+    cluster that has half started cannot be closed.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it would lift the block in the thread that starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sizes(n_workers: int, n_threads: int) -> tuple[int, int]:

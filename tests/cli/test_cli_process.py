@@ -69,6 +69,34 @@ def test_ctrl_c_is_130_and_one_line(tmp_path):
     assert rest.strip().count("\n") == 0
 
 
+def _is_there(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise on Windows")
+@pytest.mark.parametrize("after_s", [1.5, 6])  # while workers start, and while they work
+def test_ctrl_c_with_workers_is_one_line_too(store, tmp_path, after_s):
+    """A terminal sends it to the workers as well, which are not to answer with tracebacks of their own."""
+    arguments = ["decode", str(store), "--subject", "01", "--mask", "vt", "--output", str(tmp_path / "out"), "--permutations", "1000000"]
+    command = [*COMMAND, *arguments, "--no-progress", "--scheduler", "local", "--n-workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.strip().startswith("Error: Interrupted"), said
+    assert said.strip().count("\n") == 0, said
+    until = time.monotonic() + 20
+    while _is_there(process.pid) and time.monotonic() < until:  # Python's tracker of semaphores ends a moment later
+        time.sleep(0.1)
+    assert not _is_there(process.pid)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
