@@ -10,6 +10,7 @@ import sys
 import time
 
 import click
+import psutil
 import pytest
 
 import daskdecode
@@ -79,12 +80,14 @@ def _is_there(group):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise on Windows")
-@pytest.mark.parametrize("after_s", [1.5, 6])  # while workers start, and while they work
+@pytest.mark.parametrize("after_s", [0.2, 5])  # while workers start, and while they work
 def test_ctrl_c_with_workers_is_one_line_too(store, tmp_path, after_s):
     """A terminal sends it to the workers as well, which are not to answer with tracebacks of their own."""
     arguments = ["decode", str(store), "--subject", "01", "--mask", "vt", "--output", str(tmp_path / "out"), "--permutations", "1000000"]
     command = [*COMMAND, *arguments, "--no-progress", "--scheduler", "local", "--n-workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(psutil.Process(process.pid).children(recursive=True)) < 2 and process.poll() is None:  # a tracker of semaphores, a worker
+        time.sleep(0.05)
     time.sleep(after_s)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
