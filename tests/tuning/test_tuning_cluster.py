@@ -36,7 +36,8 @@ def _kill_one_after(cluster, n_done, killed):
         time.sleep(0.02)
 
 
-def test_a_search_survives_a_killed_worker_with_the_same_numbers():
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_search_survives_a_killed_worker_with_the_same_numbers(kept, tmp_path):
     rng = np.random.default_rng(0)
     y = np.tile([0, 1], 48)
     groups = np.repeat(np.arange(8), 12)
@@ -50,10 +51,10 @@ def test_a_search_survives_a_killed_worker_with_the_same_numbers():
         Client(cluster),
     ):
         killed = {"stop": False}
-        killer = threading.Thread(target=_kill_one_after, args=(cluster, 40, killed))
+        killer = threading.Thread(target=_kill_one_after, args=(cluster, 8 if kept else 40, killed))
         killer.start()
         try:
-            found = dd.search(decoder, x, grid, y, groups, refit=False)
+            found = dd.search(decoder, x, grid, y, groups, refit=False, path=tmp_path / "search.npz" if kept else None)
         finally:
             killed["stop"] = True
             killer.join()

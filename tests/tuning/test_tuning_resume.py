@@ -21,8 +21,7 @@ from sklearn.svm import LinearSVC
 import daskdecode as dd
 from daskdecode.errors import DecodingError
 from daskdecode.models.record import Record
-from daskdecode.tuning import table
-from daskdecode.tuning.folds import SHARES
+from daskdecode.tuning import folds, table
 
 N_RUNS = 7
 N_SETS = N_RUNS + N_RUNS * (N_RUNS - 1) // 2
@@ -100,7 +99,7 @@ def test_a_killed_search_goes_on_where_it_was(way, share, tmp_path, n_fits):
         resumed = dd.search(decoder, x, grid, y, groups, refit=False, path=path, progress=lambda *done: calls.append(done))
     assert_same(resumed, whole)
     # All that had ended when it was killed was kept.
-    assert share * n_all <= before <= share * n_all + n_all / SHARES + 4 * n_settings
+    assert share * n_all <= before <= share * n_all + n_all / 20 + 4 * n_settings
     assert n_fits() - n_all == n_all
     assert calls[-1] == (N_SETS * n_problems, N_SETS * n_problems)
     assert [p.name for p in tmp_path.iterdir()] == ["search.npz"]
@@ -125,7 +124,22 @@ def test_a_fit_that_is_killed_costs_one_part(tmp_path, n_fits, monkeypatch):
                     dd.search(dd.Decoder("svc"), x, GRID, y, groups, refit=False, path=path)
             missing, before = n_all - (n_fits() - start), n_fits()
             dd.search(dd.Decoder("svc"), x, GRID, y, groups, refit=False, path=path)
-            assert missing <= n_fits() - before <= missing + max(n_all / SHARES, 2 * 5)
+            assert missing <= n_fits() - before <= missing + max(n_all / 20, 2 * 5)
+
+
+def test_sweeps_that_ended_are_not_made_again(tmp_path, monkeypatch):
+    x, y, groups = make()
+    sweeps, make_table = [], folds._Batch
+    monkeypatch.setattr(folds, "_batch_size", lambda *_: 7)
+    monkeypatch.setattr(folds, "_Batch", lambda *args: sweeps.append(0) or make_table(*args))
+    whole = dd.search(dd.Decoder("svc"), x, GRID, y, groups, refit=False)
+    assert len(sweeps) == 4
+    path = tmp_path / "search.npz"
+    with pytest.raises(KeyboardInterrupt):
+        dd.search(dd.Decoder("svc"), x, GRID, y, groups, refit=False, path=path, progress=raising_at(16))
+    sweeps.clear()
+    assert_same(dd.search(dd.Decoder("svc"), x, GRID, y, groups, refit=False, path=path), whole)
+    assert len(sweeps) == 2
 
 
 def test_what_has_ended_is_read_and_nothing_is_fitted(tmp_path, n_fits, monkeypatch):
