@@ -106,7 +106,8 @@ def check_workers_have(value: Any, what: str) -> None:
         pickled = cloudpickle.dumps(value)
     except Exception as error:  # whatever a class raises that does not let itself be pickled
         raise DecodingError(f"{what} cannot be sent to workers: {type(error).__name__}: {error}.") from error
-    missing = {address: why for address, why in client.run(_why_not, pickled).items() if why}
+    # A worker that is lost meanwhile says nothing.
+    missing = {address: why for address, why in client.run(_why_not, pickled, on_error="ignore").items() if why}
     if missing:
         address, why = next(iter(missing.items()))
         raise ClusterError(

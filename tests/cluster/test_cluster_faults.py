@@ -25,13 +25,16 @@ def study(tmp_path_factory):
 
 
 def _analysis(study, store):
-    """Convert, decode, and test with permutations: everything that is to be the same wherever it is done."""
+    """Convert, decode, search 20 settings on 12 folds, permute: everything that is to be the same wherever it is done."""
     dd.convert(study, store, mask="none", progress=False)
     ds = dd.select_labels(dd.open_subject(store), ["face", "cat"])
     decoder = dd.Decoder("ridge_classifier", screening_percentile=100)
     fitted = decoder.fit(ds)
+    searched = dd.search(dd.Decoder("svc", screening_percentile=100), ds, {"C": np.geomspace(1e-4, 10, 20)}, nested=False, refit=False)
     tested = dd.permutation_test(dd.Decoder("ridge_classifier", screening_percentile=100), ds, n_permutations=N_PERMUTATIONS)
-    return {"bold": _bold(store), "coef": fitted.coef_, "scores": np.array(list(fitted.cv_scores_.values())), "null": tested.null}
+    folds = np.stack([searched.cv_results_[f"split{fold}_test_score"] for fold in range(12)])
+    scores = np.array(list(fitted.cv_scores_.values()))
+    return {"bold": _bold(store), "coef": fitted.coef_, "scores": scores, "search": folds, "null": tested.null}
 
 
 def _bold(store):
@@ -47,7 +50,7 @@ def expected(study, tmp_path_factory):
 
 def _assert_same(found, expected):
     np.testing.assert_array_equal(found["bold"], expected["bold"])
-    for name in ("coef", "scores", "null"):
+    for name in ("coef", "scores", "search", "null"):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-10)
 
 
