@@ -145,7 +145,9 @@ def _event_table(events: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
                 f"{where} has {name} {str(table[name].iloc[row])!r} in row {row} (counted from 0): expected seconds"
                 f"{' >= 0' if np.isfinite(values[row]) else ''}."
             )
-    columns = {"onset": onsets[named], "end": (onsets + durations)[named], "condition": as_texts(conditions)[named]}
+    # Rounded, because a sum of decimal numbers falls beside another of the same value: 1.4 + 4.4 is more than 2.8 + 3.
+    times = {"onset": onsets[named].round(_TIME_DECIMALS), "end": (onsets + durations)[named].round(_TIME_DECIMALS)}
+    columns = times | {"condition": as_texts(conditions)[named]}
     return pd.DataFrame(columns).sort_values("onset", kind="stable", ignore_index=True)
 
 
