@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import dask
 import pytest
 
 # Workers in processes of their own unpickle what tests define by its module's name. At the end, so that the installed package comes first.
@@ -19,3 +20,15 @@ def shared_data() -> Path:
     if not (folder / "haxby-slice" / "bold.nii.gz").exists():
         pytest.skip(f"real Haxby data not found at {folder} (set DASKDECODE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_scheduler_of_a_cluster_that_is_gone():
+    """A test that ran out of time leaves Dask set to its Client, and every later test of the process would fail."""
+    yield
+    distributed = sys.modules.get("distributed")
+    if distributed is not None and dask.config.get("scheduler", None) == "dask.distributed":
+        try:
+            distributed.default_client()
+        except ValueError:
+            dask.config.config.pop("scheduler", None)
