@@ -151,11 +151,9 @@ def _fit_all(
     every = _in_order(len(sets), n_classes, masks)
     found: dict[tuple[int, int], Fits] = {}
     size = len(every)
-    # Sums in place read their blocks by themselves, and share them with nothing else.
-    paced = plan.route == "gram" and (masks is not None or _scaled_grams(design, plan))
     if masks is not None:
         size = plan.batch
-    elif paced:
+    elif _scaled_grams(design, plan):
         size = plan.batch * n_classes
     for start in range(0, len(every), size):
         batch = every[start : start + size]
@@ -168,7 +166,8 @@ def _fit_all(
             warnings.simplefilter("ignore", UndefinedMetricWarning)
             # A search of the estimator's own splits the training samples by itself, and says so once a fit.
             warnings.filterwarnings("ignore", message="The least populated class in y has only")
-            if paced:
+            if _scaled_grams(design, plan):
+                # Their sums read blocks by themselves, and share them with nothing else.
                 (computed,) = dask.compute(tasks)
             else:
                 computed, also = dask.compute(tasks, also)

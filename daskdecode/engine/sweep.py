@@ -276,7 +276,7 @@ def _task(function: Any) -> Any:
     """
     held: Any = _Held(function)
     if active_client() is not None:
-        held = at_first(held)
+        held = _at_first(held)
     name = getattr(function, "__name__", type(function).__name__)
     task = dask.delayed(_call, pure=False)
     return lambda *args: task(held, *args, dask_key_name=f"{name}-{uuid4().hex}")
@@ -289,7 +289,7 @@ class _Held:
         self.function = function
 
 
-def at_first(value: Any) -> Delayed:
+def _at_first(value: Any) -> Delayed:
     """A value that tasks share. On a cluster it is there before any of them: blocks would else be kept for those that wait for theirs."""
     name = f"shared-{uuid4().hex}"
     with dask.annotate(priority=1):
