@@ -72,8 +72,8 @@ def _import() -> None:
     import nilearn.decoding  # noqa: F401
     import sklearn.svm  # noqa: F401
 
+    import daskdecode.tuning.hyperband
     import daskdecode.tuning.search
-    import daskdecode.tuning.stream
 
     x = np.random.default_rng(0).standard_normal((24, 40))
     import dask

@@ -139,9 +139,9 @@ def search(
             raise DecodingError("method='hyperband' takes no error_score: a fit that fails ends it.")
         if path is not None:
             raise DecodingError("method='hyperband' takes no path: of models that are half trained nothing is kept, and it starts anew.")
-        from daskdecode.tuning.stream import search_stream  # distributed is not quick to import
+        from daskdecode.tuning.hyperband import search_hyperband  # distributed is not quick to import
 
-        return search_stream(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
+        return search_hyperband(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
     target = None if path is None else Record.check(path, _KIND)
     settings = settings_of(param_distributions, method, int(n_iter), random_state)
     asked = clone(decoder).set_params(

@@ -19,8 +19,8 @@ from sklearn.naive_bayes import GaussianNB
 
 import daskdecode as dd
 from daskdecode.errors import DecodingError, MemoryBudgetError
-from daskdecode.tuning import dask_ml, stream
-from daskdecode.tuning.stream import Recipe, f_of_classes, load
+from daskdecode.tuning import dask_ml, hyperband
+from daskdecode.tuning.pooled import Recipe, f_of_classes, load
 
 SPACE = {"alpha": loguniform(1e-4, 10.0)}
 
@@ -102,7 +102,7 @@ def test_hyperband_finds_what_subjects_share(client, tmp_path):
 
 def test_models_that_were_given_up_rank_below_those_that_were_trained_longer(client, monkeypatch):
     calls, scores = np.array([1, 4, 4, 1, 9]), np.array([0.61, 0.50, 0.57, np.nan, 0.55])
-    assert stream.ranks_of(calls, scores, 2).tolist() == [4, 3, 1, 5, 2]  # chosen from another bracket, after 4 calls
+    assert hyperband.ranks_of(calls, scores, 2).tolist() == [4, 3, 1, 5, 2]  # chosen from another bracket, after 4 calls
     whole = dask_ml.Hyperband.fit
 
     def lucky(self, *args, **kwargs):
@@ -111,7 +111,7 @@ def test_models_that_were_given_up_rank_below_those_that_were_trained_longer(cli
         self.cv_results_["test_score"][np.argmin(self.cv_results_["partial_fit_calls"])] = 0.999
         return self
 
-    monkeypatch.setattr(stream.Hyperband, "fit", lucky)
+    monkeypatch.setattr(hyperband.Hyperband, "fit", lucky)
     decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=None)
     x, y, subjects, runs = make()
     found = dd.search(decoder, dataset(x, y, subjects, runs), SPACE, method="hyperband", n_iter=9, nested=False)
@@ -177,8 +177,8 @@ def test_models_share_the_reading_of_a_block(client):
 def test_no_group_is_on_two_sides(client, monkeypatch):
     x, y, subjects, runs = make(n_subjects=10)
     seen = {}
-    split = stream._split
-    monkeypatch.setattr(stream, "_split", lambda *a, **k: seen.setdefault("parts", split(*a, **k)))
+    split = hyperband._split
+    monkeypatch.setattr(hyperband, "_split", lambda *a, **k: seen.setdefault("parts", split(*a, **k)))
     found = dd.search(dd.Decoder(SGDClassifier()), dataset(x, y, subjects, runs), SPACE, method="hyperband", n_iter=3)
     parts = seen["parts"]
     of = lambda numbers: {n // 2 for n in numbers}  # noqa: E731  # two runs a subject

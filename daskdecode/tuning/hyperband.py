@@ -10,77 +10,39 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-import xarray as xr
 from dask.utils import format_bytes
 from numpy.typing import NDArray
-from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
+from sklearn.exceptions import ConvergenceWarning
 
-from daskdecode import schema
-from daskdecode.data.preprocess import standardize_samples
-from daskdecode.engine.moments import Screening
 from daskdecode.engine.plan import memory_budget
-from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer
-from daskdecode.engine.sweep import tree_sum
 from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
-from daskdecode.models.samples import Samples, as_samples
+from daskdecode.models.samples import as_samples
 from daskdecode.tuning.dask_ml import HELD_BLOCKS, Hyperband, SampleBlocks, Split, Workers, workers
+from daskdecode.tuning.pooled import (
+    BLOCK_NBYTES,
+    COPIES,
+    SHARE_OF_LIMIT,
+    BlockScorer,
+    Recipe,
+    as_decoder,
+    classes_of,
+    decide_on,
+    groups_of,
+    load,
+    runs_of,
+    screened,
+)
 from daskdecode.tuning.result import SearchResult
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
-_BLOCK_NBYTES = 64 * 2**20
-"""Enough for a task to be worth its overhead, little beside a worker's memory."""
-
 _HELD_OUT = 0.2
 """Share of the groups that are kept for scoring, and of the rest that choose among the models."""
-
-_COPIES = 4
-"""Of a block, while it is read, scaled and put together."""
-
-_SHARE_OF_LIMIT = 0.6
-"""Of a worker's memory: above it, workers begin to write to disk."""
-
-
-class Recipe:
-    """Runs of samples that are read and scaled inside a task; not a dataclass, which Dask would look into.
-
-    Parameters
-    ----------
-    runs : sequence of dask arrays, each (n_samples_of_run, n_voxels)
-    columns : ndarray of int, optional
-        Voxels to keep.
-    """
-
-    def __init__(self, runs: Sequence[da.Array], columns: Ints | None = None) -> None:
-        self.runs, self.columns = list(runs), columns
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of samples and of voxels kept."""
-        n_voxels = self.runs[0].shape[1] if self.columns is None else self.columns.size
-        return sum(run.shape[0] for run in self.runs), int(n_voxels)
-
-    def keeping(self, columns: Ints | None) -> Recipe:
-        """Return the same runs with some of the voxels."""
-        return Recipe(self.runs, columns)
-
-
-def load(recipe: Recipe) -> NDArray[np.floating]:
-    """Read runs, (n_samples, n_columns), one after another."""
-    x = np.empty(recipe.shape, dtype=recipe.runs[0].dtype)
-    start = 0
-    for run in recipe.runs:
-        # Not on the cluster: this is a task of it, and the pieces of a run are of use to no other.
-        signals = run.compute(scheduler="synchronous")
-        x[start : start + len(signals)] = signals if recipe.columns is None else signals[:, recipe.columns]
-        start += len(signals)
-    return x
 
 
 @dataclass(frozen=True)
@@ -92,7 +54,7 @@ class Parts:
     test: dict[Any, list[int]]
 
 
-def search_stream(
+def search_hyperband(
     decoder: Any, X: Any, distributions: Any, y: Any, groups: Any, *, n_iter: int, random_state: int, nested: bool
 ) -> SearchResult:
     """Search with Hyperband; see :func:`daskdecode.search`.
@@ -107,21 +69,21 @@ def search_stream(
     found = workers()
     model = _model(decoder, distributions)
     samples = as_samples(X, y, None, decoder.mask)
-    classes, codes = _classes(samples)
+    classes, codes = classes_of(samples)
     scorer = resolve_scorer(decoder.scoring, decoder._default_scoring)
     check_workers_have((model, distributions, scorer), "What is given as estimator, distributions or scoring")
-    who = _groups(X, samples, groups)
-    runs = _runs(samples, who, decoder.standardize)
+    who = groups_of(X, samples, groups)
+    runs = runs_of(samples, who, decoder.standardize)
     parts = _split([who[rows[0]] for rows, _ in runs], random_state, nested=nested)
     budget = memory_budget(decoder.memory_budget) if decoder.memory_budget is not None else found.memory_nbytes
     validation = _fitting(runs, parts.validation, budget // 16)
-    blocks = _blocks(runs, parts.train, min(_BLOCK_NBYTES, budget // (24 * found.n_threads)), n_iter, random_state)
+    blocks = _blocks(runs, parts.train, min(BLOCK_NBYTES, budget // (24 * found.n_threads)), n_iter, random_state)
     _check_memory(runs, blocks, validation, budget, found)
     y_of = [np.concatenate([codes[runs[r][0]] for r in block]) for block in blocks]
     _check_classes(classes, np.concatenate(y_of), codes[np.concatenate([runs[r][0] for r in validation])])
     screening = resolve_screening(decoder.screening_percentile, decoder.screening_n_features, samples.grid, samples.x.shape[1])
     recipes = [Recipe([runs[r][1] for r in block]) for block in blocks]
-    columns = None if screening is None else np.flatnonzero(_screened(recipes, y_of, classes.size, screening))
+    columns = None if screening is None else np.flatnonzero(screened(recipes, y_of, classes.size, screening))
     chooses = Recipe([runs[r][1] for r in validation], columns)
     search = Hyperband(model, distributions, max_iter=n_iter, random_state=random_state, scoring=BlockScorer(scorer, classes.size))
     with warnings.catch_warnings():
@@ -143,7 +105,7 @@ def search_stream(
         scoring=decoder.scoring if isinstance(decoder.scoring, str) else decoder._default_scoring,
         estimator=" ".join(str(model).split()),
         best_estimator_=search.best_estimator_,
-        best_decoder_=_as_decoder(decoder, search.best_estimator_, columns, samples, classes),
+        best_decoder_=as_decoder(decoder, search.best_estimator_, columns, samples, classes),
     )
     if nested:
         result.nested_scores_ = _score_groups(runs, parts.test, columns, search.best_estimator_, codes, scorer, classes.size)
@@ -161,9 +123,6 @@ def ranks_of(calls: NDArray[Any], scores: NDArray[Any], best: int) -> Ints:
     ranks = np.empty(len(scores), dtype=np.intp)
     ranks[np.lexsort((-np.asarray(scores, dtype=np.float64), -np.asarray(calls), ~chosen))] = np.arange(1, len(scores) + 1)
     return ranks
-
-
-# ---------------------------------------------------------------------------------------------------------------------- what is asked
 
 
 def _model(decoder: Any, distributions: Any) -> Any:
@@ -191,44 +150,6 @@ def _model(decoder: Any, distributions: Any) -> Any:
         if not hasattr(values, "rvs") and not (isinstance(values, Sequence | np.ndarray) and not isinstance(values, str) and len(values)):
             raise DecodingError(f"param_distributions[{name!r}] is {values!r}: expected values in a list, or a distribution.")
     return model
-
-
-def _classes(samples: Samples) -> tuple[NDArray[Any], Ints]:
-    if samples.y is None:
-        raise DecodingError("There are no labels: pass y=, one label a sample.")
-    classes, codes = np.unique(samples.y, return_inverse=True)
-    if classes.size < 2:
-        raise DecodingError(f"All {codes.size} samples have the label {classes[0]!s}: decoding needs at least two classes.")
-    return classes, codes.astype(np.intp)
-
-
-def _groups(X: Any, samples: Samples, groups: Any) -> NDArray[Any]:
-    """What is held out whole: what the caller says, else subjects where there are several, else runs."""
-    if groups is not None:
-        found = np.asarray(groups)
-        if found.shape != (samples.x.shape[0],):
-            raise DecodingError(f"groups has shape {found.shape} but X has {samples.x.shape[0]} samples: it needs one value a sample.")
-        return found
-    if isinstance(X, xr.Dataset) and schema.SUBJECT in X.coords and np.unique(X[schema.SUBJECT].values).size > 1:
-        return np.asarray(X[schema.SUBJECT].values)
-    if samples.groups is None:
-        raise DecodingError("method='hyperband' holds out whole groups of samples: pass groups= (the subject or the run of each).")
-    return samples.groups
-
-
-def _runs(samples: Samples, who: NDArray[Any], how: Any) -> list[tuple[Ints, da.Array]]:
-    """Samples of each run of each group, with their lazily scaled signals, in order of first appearance."""
-    names = who.astype(str) if samples.groups is None else np.char.add(np.char.add(who.astype(str), "\n"), samples.groups)
-    _, first, of = np.unique(names, return_index=True, return_inverse=True)
-    signals = samples.finite()
-    found = []
-    for code in np.argsort(first):
-        rows = np.flatnonzero(of == code)
-        stretch = slice(int(rows[0]), int(rows[-1]) + 1)
-        part = signals[stretch] if stretch.stop - stretch.start == rows.size else signals[rows]
-        scaled = standardize_samples(part, np.zeros(rows.size, dtype=str), how)
-        found.append((rows, dask.optimize(scaled)[0]))
-    return found
 
 
 def _split(group_of_run: Sequence[Any], seed: int, *, nested: bool) -> Parts:
@@ -277,12 +198,12 @@ def _check_memory(
 ) -> None:
     block = int(max(sum(runs[r][1].nbytes for r in b) for b in blocks))
     chooses = int(sum(runs[r][1].nbytes for r in validation))
-    need = _COPIES * block * found.n_threads + HELD_BLOCKS * block + 3 * chooses
-    if need > _SHARE_OF_LIMIT * budget:
+    need = COPIES * block * found.n_threads + HELD_BLOCKS * block + 3 * chooses
+    if need > SHARE_OF_LIMIT * budget:
         raise MemoryBudgetError(
-            f"A worker needs {format_bytes(need)}: {_COPIES} copies of a block of {format_bytes(block)} for each of its {found.n_threads} "
+            f"A worker needs {format_bytes(need)}: {COPIES} copies of a block of {format_bytes(block)} for each of its {found.n_threads} "
             f"threads, {HELD_BLOCKS} blocks that wait, and 3 copies of the {format_bytes(chooses)} that choose. "
-            f"It may take {_SHARE_OF_LIMIT:.0%} of {format_bytes(budget)}. Give workers more memory or fewer threads, or apply a mask."
+            f"It may take {SHARE_OF_LIMIT:.0%} of {format_bytes(budget)}. Give workers more memory or fewer threads, or apply a mask."
         )
 
 
@@ -291,77 +212,6 @@ def _check_classes(classes: NDArray[Any], train: Ints, validation: Ints) -> None
         missing = [str(c) for k, c in enumerate(classes) if not (codes == k).any()]
         if missing:
             raise DecodingError(f"The {what} groups have no samples of {missing[0]!r}. Take another random_state, or leave the class out.")
-
-
-# ------------------------------------------------------------------------------------------------------------------------ the passes
-
-
-def _whole(recipe: Recipe) -> da.Array:
-    """Samples as one chunk, read in a task."""
-    read = dask.delayed(load, pure=False)(recipe)
-    whole: da.Array = da.from_delayed(read, recipe.shape, dtype=recipe.runs[0].dtype)
-    return whole
-
-
-def _screened(recipes: Sequence[Recipe], y: Sequence[Ints], n_classes: int, screening: Screening) -> NDArray[np.bool_]:
-    """Voxels with the largest F over the training samples; one pass."""
-    sums = dask.delayed(_class_sums, pure=False)
-    total = tree_sum([sums(recipe, codes, n_classes) for recipe, codes in zip(recipes, y, strict=True)]).compute()
-    return screening.keep(f_of_classes(total, np.bincount(np.concatenate(y), minlength=n_classes)))
-
-
-def _class_sums(recipe: Recipe, codes: Ints, n_classes: int) -> Floats:
-    """Sums over each class and, last, of all squares; (n_classes + 1, n_voxels)."""
-    x = load(recipe)
-    sums = np.zeros((n_classes + 1, x.shape[1]))
-    for k in range(n_classes):
-        sums[k] = x[codes == k].sum(axis=0, dtype=np.float64)
-    sums[-1] = np.einsum("ij,ij->j", x, x, dtype=np.float64)
-    return sums
-
-
-def f_of_classes(sums: Floats, counts: Ints) -> Floats:
-    """One-way analysis of variance from class sums and the sum of squares, shape (n_voxels,), as scikit-learn's ``f_classif``."""
-    n, n_classes = int(counts.sum()), counts.size
-    correction = np.square(sums[:-1].sum(axis=0)) / n
-    between = (np.square(sums[:-1]) / counts[:, None]).sum(axis=0) - correction
-    within = sums[-1] - correction - between
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((between / (n_classes - 1)) / (within / (n - n_classes)))
-
-
-@dataclass(frozen=True)
-class BlockScorer:
-    """Score of a classifier: of two classes the scorer's, of more its mean over one against the rest, as the Decoder's."""
-
-    scorer: Scorer
-    n_classes: int
-
-    def __call__(self, model: Any, X: NDArray[np.floating], y: Ints) -> float:
-        """Score samples (n_samples, n_voxels) with class codes y."""
-        return self.of(decisions(model, X), y)
-
-    def of(self, decision: Floats, y: Ints) -> float:
-        """Score decisions (n_samples, n_problems)."""
-        positive = [1] if self.n_classes == 2 else range(self.n_classes)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UndefinedMetricWarning)
-            each = [score_decisions(self.scorer, d, np.where(y == c, 1, -1)) for d, c in zip(decision.T, positive, strict=True)]
-        return float(np.mean(each))
-
-
-def decisions(model: Any, x: NDArray[np.floating]) -> Floats:
-    """Decision values, or log-odds, shape (n_samples, 1) for two classes, else (n_samples, n_classes)."""
-    if hasattr(model, "decision_function"):
-        found = np.asarray(model.decision_function(x), dtype=np.float64)
-    else:
-        p = np.log(np.clip(model.predict_proba(x), np.finfo(np.float64).tiny, None))
-        found = p[:, 1] - p[:, 0] if p.shape[1] == 2 else p
-    return found[:, None] if found.ndim == 1 else found
-
-
-def _decide(model: Any, recipe: Recipe) -> Floats:
-    return decisions(model, load(recipe))
 
 
 def _score_groups(
@@ -374,7 +224,7 @@ def _score_groups(
     n_classes: int,
 ) -> Floats:
     """Score the best model on each group that had no part in the search."""
-    decide, known = dask.delayed(_decide, pure=False), dask.delayed(model)
+    decide, known = dask.delayed(decide_on, pure=False), dask.delayed(model)
     tasks = [[decide(known, Recipe([runs[r][1]], columns)) for r in own] for own in test.values()]
     (found,) = dask.compute(tasks)
     judge = BlockScorer(scorer, n_classes)
@@ -382,19 +232,8 @@ def _score_groups(
     return np.array([judge.of(np.concatenate(parts), codes[which]) for parts, which in zip(found, rows, strict=True)])
 
 
-def _as_decoder(decoder: Decoder, model: Any, columns: Ints | None, samples: Samples, classes: NDArray[Any]) -> Decoder | None:
-    """A decoder that predicts with the weights of a linear model, and has their maps; None where the model has no weights."""
-    if not hasattr(model, "coef_"):
-        return None
-    n_voxels = samples.x.shape[1]
-    fitted: Decoder = clone(decoder)
-    fitted._rows = decoder._question(samples).rows
-    fitted._voxels, fitted._grid = samples.voxels, samples.grid
-    fitted.n_elements_ = fitted.n_features_in_ = n_voxels
-    fitted.confound_names_, fitted.confound_coef_ = [], None
-    fitted.classes_, fitted.intercept_ = classes, np.ravel(model.intercept_).astype(np.float64)
-    fitted.coef_ = np.zeros((model.coef_.shape[0], n_voxels))
-    fitted.coef_[:, slice(None) if columns is None else columns] = model.coef_
-    if samples.grid is not None:
-        fitted.coef_img_ = fitted._images(fitted.coef_, samples.grid, signed=True)
-    return fitted
+def _whole(recipe: Recipe) -> da.Array:
+    """Samples as one chunk, read in a task."""
+    read = dask.delayed(load, pure=False)(recipe)
+    array: da.Array = da.from_delayed(read, recipe.shape, dtype=recipe.runs[0].dtype)
+    return array

@@ -1,0 +1,195 @@
+"""Samples that are never in memory together: runs that are read inside tasks, what is seen of them, how models are scored on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.exceptions import UndefinedMetricWarning
+
+from daskdecode import schema
+from daskdecode.data.preprocess import standardize_samples
+from daskdecode.engine.moments import Screening
+from daskdecode.engine.scoring import score_decisions
+from daskdecode.engine.solvers import Scorer
+from daskdecode.engine.sweep import tree_sum
+from daskdecode.errors import DecodingError
+from daskdecode.models.decoder import Decoder
+from daskdecode.models.samples import Samples
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Runs = Sequence[tuple[Ints, da.Array]]
+"""Samples of each run, and their lazily scaled signals."""
+
+BLOCK_NBYTES = 64 * 2**20
+"""Enough for a task to be worth its overhead, little beside a worker's memory."""
+
+COPIES = 4
+"""Of a block, while it is read, scaled and put together."""
+
+SHARE_OF_LIMIT = 0.6
+"""Of a worker's memory: above it, workers begin to write to disk."""
+
+
+class Recipe:
+    """Runs of samples that are read and scaled inside a task; not a dataclass, which Dask would look into.
+
+    Parameters
+    ----------
+    runs : sequence of dask arrays, each (n_samples_of_run, n_voxels)
+    columns : ndarray of int, optional
+        Voxels to keep.
+    """
+
+    def __init__(self, runs: Sequence[da.Array], columns: Ints | None = None) -> None:
+        self.runs, self.columns = list(runs), columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of samples and of voxels kept."""
+        n_voxels = self.runs[0].shape[1] if self.columns is None else self.columns.size
+        return sum(run.shape[0] for run in self.runs), int(n_voxels)
+
+    def keeping(self, columns: Ints | None) -> Recipe:
+        """Return the same runs with some of the voxels."""
+        return Recipe(self.runs, columns)
+
+
+def load(recipe: Recipe) -> NDArray[np.floating]:
+    """Read runs, (n_samples, n_columns), one after another."""
+    x = np.empty(recipe.shape, dtype=recipe.runs[0].dtype)
+    start = 0
+    for run in recipe.runs:
+        # Not on the cluster: this is a task of it, and the pieces of a run are of use to no other.
+        signals = run.compute(scheduler="synchronous")
+        x[start : start + len(signals)] = signals if recipe.columns is None else signals[:, recipe.columns]
+        start += len(signals)
+    return x
+
+
+def classes_of(samples: Samples) -> tuple[NDArray[Any], Ints]:
+    """Classes, and the number of its class for each sample."""
+    if samples.y is None:
+        raise DecodingError("There are no labels: pass y=, one label a sample.")
+    classes, codes = np.unique(samples.y, return_inverse=True)
+    if classes.size < 2:
+        raise DecodingError(f"All {codes.size} samples have the label {classes[0]!s}: decoding needs at least two classes.")
+    return classes, codes.astype(np.intp)
+
+
+def groups_of(X: Any, samples: Samples, groups: Any) -> NDArray[Any]:
+    """What is held out whole: what the caller says, else subjects where there are several, else runs."""
+    if groups is not None:
+        found = np.asarray(groups)
+        if found.shape != (samples.x.shape[0],):
+            raise DecodingError(f"groups has shape {found.shape} but X has {samples.x.shape[0]} samples: it needs one value a sample.")
+        return found
+    if isinstance(X, xr.Dataset) and schema.SUBJECT in X.coords and np.unique(X[schema.SUBJECT].values).size > 1:
+        return np.asarray(X[schema.SUBJECT].values)
+    if samples.groups is None:
+        raise DecodingError("Whole groups of samples are held out: pass groups= (the subject or the run of each).")
+    return samples.groups
+
+
+def runs_of(samples: Samples, who: NDArray[Any], how: Any) -> list[tuple[Ints, da.Array]]:
+    """Samples of each run of each group, with their lazily scaled signals, in order of first appearance."""
+    names = who.astype(str) if samples.groups is None else np.char.add(np.char.add(who.astype(str), "\n"), samples.groups)
+    _, first, of = np.unique(names, return_index=True, return_inverse=True)
+    signals = samples.finite()
+    found = []
+    for code in np.argsort(first):
+        rows = np.flatnonzero(of == code)
+        stretch = slice(int(rows[0]), int(rows[-1]) + 1)
+        part = signals[stretch] if stretch.stop - stretch.start == rows.size else signals[rows]
+        scaled = standardize_samples(part, np.zeros(rows.size, dtype=str), how)
+        found.append((rows, dask.optimize(scaled)[0]))
+    return found
+
+
+def screened(recipes: Sequence[Recipe], y: Sequence[Ints], n_classes: int, screening: Screening) -> NDArray[np.bool_]:
+    """Voxels with the largest F over the training samples; one pass."""
+    sums = dask.delayed(_class_sums, pure=False)
+    total = tree_sum([sums(recipe, codes, n_classes) for recipe, codes in zip(recipes, y, strict=True)]).compute()
+    return screening.keep(f_of_classes(total, np.bincount(np.concatenate(y), minlength=n_classes)))
+
+
+def _class_sums(recipe: Recipe, codes: Ints, n_classes: int) -> Floats:
+    """Sums over each class and, last, of all squares; (n_classes + 1, n_voxels)."""
+    x = load(recipe)
+    sums = np.zeros((n_classes + 1, x.shape[1]))
+    for k in range(n_classes):
+        sums[k] = x[codes == k].sum(axis=0, dtype=np.float64)
+    sums[-1] = np.einsum("ij,ij->j", x, x, dtype=np.float64)
+    return sums
+
+
+def f_of_classes(sums: Floats, counts: Ints) -> Floats:
+    """One-way analysis of variance from class sums and the sum of squares, shape (n_voxels,), as scikit-learn's ``f_classif``."""
+    n, n_classes = int(counts.sum()), counts.size
+    correction = np.square(sums[:-1].sum(axis=0)) / n
+    between = (np.square(sums[:-1]) / counts[:, None]).sum(axis=0) - correction
+    within = sums[-1] - correction - between
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((between / (n_classes - 1)) / (within / (n - n_classes)))
+
+
+@dataclass(frozen=True)
+class BlockScorer:
+    """Score of a classifier: of two classes the scorer's, of more its mean over one against the rest, as the Decoder's."""
+
+    scorer: Scorer
+    n_classes: int
+
+    def __call__(self, model: Any, X: NDArray[np.floating], y: Ints) -> float:
+        """Score samples (n_samples, n_voxels) with class codes y."""
+        return self.of(decisions(model, X), y)
+
+    def of(self, decision: Floats, y: Ints) -> float:
+        """Score decisions (n_samples, n_problems)."""
+        positive = [1] if self.n_classes == 2 else range(self.n_classes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            each = [score_decisions(self.scorer, d, np.where(y == c, 1, -1)) for d, c in zip(decision.T, positive, strict=True)]
+        return float(np.mean(each))
+
+
+def decisions(model: Any, x: NDArray[np.floating]) -> Floats:
+    """Decision values, or log-odds, shape (n_samples, 1) for two classes, else (n_samples, n_classes)."""
+    if hasattr(model, "decision_function"):
+        found = np.asarray(model.decision_function(x), dtype=np.float64)
+    else:
+        p = np.log(np.clip(model.predict_proba(x), np.finfo(np.float64).tiny, None))
+        found = p[:, 1] - p[:, 0] if p.shape[1] == 2 else p
+    return found[:, None] if found.ndim == 1 else found
+
+
+def decide_on(model: Any, recipe: Recipe) -> Floats:
+    """Decisions of a model on samples that are read here."""
+    return decisions(model, load(recipe))
+
+
+def as_decoder(decoder: Decoder, model: Any, columns: Ints | None, samples: Samples, classes: NDArray[Any]) -> Decoder | None:
+    """A decoder that predicts with the weights of a linear model, and has their maps; None where the model has no weights."""
+    if not hasattr(model, "coef_"):
+        return None
+    n_voxels = samples.x.shape[1]
+    fitted: Decoder = clone(decoder)
+    fitted._rows = decoder._question(samples).rows
+    fitted._voxels, fitted._grid = samples.voxels, samples.grid
+    fitted.n_elements_ = fitted.n_features_in_ = n_voxels
+    fitted.confound_names_, fitted.confound_coef_ = [], None
+    fitted.classes_, fitted.intercept_ = classes, np.ravel(model.intercept_).astype(np.float64)
+    fitted.coef_ = np.zeros((model.coef_.shape[0], n_voxels))
+    fitted.coef_[:, slice(None) if columns is None else columns] = model.coef_
+    if samples.grid is not None:
+        fitted.coef_img_ = fitted._images(fitted.coef_, samples.grid, signed=True)
+    return fitted
