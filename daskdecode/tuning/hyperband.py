@@ -21,7 +21,7 @@ from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
 from daskdecode.models.samples import as_samples
-from daskdecode.tuning.dask_ml import HELD_BLOCKS, Hyperband, SampleBlocks, Split, Workers, workers
+from daskdecode.tuning.incremental import HELD_BLOCKS, Hyperband, SampleBlocks, Split, Workers, workers
 from daskdecode.tuning.pooled import (
     BLOCK_NBYTES,
     COPIES,

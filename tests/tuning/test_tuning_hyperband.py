@@ -19,7 +19,7 @@ from sklearn.naive_bayes import GaussianNB
 
 import daskdecode as dd
 from daskdecode.errors import DecodingError, MemoryBudgetError
-from daskdecode.tuning import dask_ml, hyperband
+from daskdecode.tuning import hyperband, incremental
 from daskdecode.tuning.pooled import Recipe, f_of_classes, load
 
 SPACE = {"alpha": loguniform(1e-4, 10.0)}
@@ -103,7 +103,7 @@ def test_hyperband_finds_what_subjects_share(client, tmp_path):
 def test_models_that_were_given_up_rank_below_those_that_were_trained_longer(client, monkeypatch):
     calls, scores = np.array([1, 4, 4, 1, 9]), np.array([0.61, 0.50, 0.57, np.nan, 0.55])
     assert hyperband.ranks_of(calls, scores, 2).tolist() == [4, 3, 1, 5, 2]  # chosen from another bracket, after 4 calls
-    whole = dask_ml.Hyperband.fit
+    whole = incremental.Hyperband.fit
 
     def lucky(self, *args, **kwargs):
         """As chance may have it: a model that was given up scored more than all others."""
@@ -237,6 +237,6 @@ def test_without_a_cluster_hyperband_says_how_to_get_one(monkeypatch):
     def none():
         raise ValueError("No clients found")
 
-    monkeypatch.setattr(dask_ml, "default_client", none)
+    monkeypatch.setattr(incremental, "default_client", none)
     with pytest.raises(DecodingError, match=r"dd\.connect"):
         dd.search(dd.Decoder(SGDClassifier()), dataset(*make()), SPACE, method="hyperband")
