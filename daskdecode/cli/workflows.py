@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,10 @@ from daskdecode.store.convert import convert
 from daskdecode.store.layout import digest
 from daskdecode.store.open import open_subject, stored_subjects
 from daskdecode.study.decode import decode_subjects
-from daskdecode.study.record import FOLDER, partial
+from daskdecode.study.record import claimed, partial
 from daskdecode.study.subject import DecodeSubject, Permutations, Question, fit_subject, wanted_labels, write_subject
-from daskdecode.study.tables import summarize_study
+from daskdecode.study.tables import has_tables, summarize_study
+from daskdecode.study.tabulate import tabulate
 
 if TYPE_CHECKING:
     from daskdecode.tuning.result import SearchResult
@@ -67,10 +68,12 @@ def run_decode(
     wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
     question = Question(decoder, wanted, session, asked, str(Path.cwd()), confounds)
     piece = DecodeSubject(stored[whole.attrs[SUBJECT]], question, output.absolute())
-    piece.check(None)
-    output.mkdir(parents=True, exist_ok=True)
-    with progress_bar("Decoding", show=progress) as moved:
-        found = piece.outcome(progress=moved)
+    with piece.alone():
+        piece.check(None)
+        with progress_bar("Decoding", show=progress) as moved:
+            found = piece.outcome(progress=moved)
+        if has_tables(output):
+            tabulate(output.absolute(), store, (stored, unconverted), question, [found])
     for note in found["notes"]:
         warnings.warn(note, stacklevel=2)
     test = found["permutations"]
@@ -124,26 +127,13 @@ def run_search(
             question = Question(decoder, wanted, session, Permutations(), str(Path.cwd()))
             of_subject = question.fingerprint(stored_subjects(store)[0][whole.attrs[SUBJECT]])
             settings = [shown(setting) for setting in settings_of(space, method, n_iter, random_state)]
-            stack.enter_context(_gone_if_empty(output / FOLDER))
+            stack.enter_context(claimed(output, "search"))
             path = partial(output, "search", digest([of_subject, settings, nested]))
         moved = stack.enter_context(progress_bar("Searching", show=progress))
         found = search(decoder, ds, space, **how, path=path, progress=moved)
-    if output is not None:
-        found.write(output)
+        if output is not None:
+            found.write(output)
     return found
-
-
-@contextlib.contextmanager
-def _gone_if_empty(folder: Path) -> Iterator[None]:
-    """Folders that are made in a block that fails, and nothing in them, are removed: what is refused leaves nothing."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # there is something in it
-            for path in missing:
-                path.rmdir()
-        raise
 
 
 def _planted_correlation(decoder: Decoder, truth: str) -> float:

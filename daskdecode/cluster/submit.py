@@ -90,7 +90,7 @@ def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, 
     ClusterSpecError
         Not a batch system, or not enough said of it.
     ClusterError
-        The batch system refused the job. Nothing is left behind.
+        The batch system refused the job, or has the same commands already, queued or running. Nothing is left behind.
     """
     if spec.kind not in BATCH:
         raise ClusterSpecError(
@@ -103,6 +103,7 @@ def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, 
         OPTIONS["log_folder"].read(str(jobs))
     except ValueError as error:
         raise ClusterSpecError(f"The folder of the jobs is {jobs}: expected {error}. Give --jobs.") from None
+    _refuse_twice(jobs, commands)
     missing = [path for path in (jobs, *jobs.parents) if not path.exists()]
     folder = _new_folder(jobs, commands[0][0])
     said: dict[str, Any] = {"commands": [list(c) for c in commands], "cwd": str(Path.cwd()), "kind": spec.kind}
@@ -121,6 +122,21 @@ def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, 
         raise
     write_json(folder / _BATCH, {"batch_id": batch_id, "cancel": cancel})
     return status(jobs, folder.name)
+
+
+def _refuse_twice(jobs: Path, commands: Sequence[Sequence[str]]) -> None:
+    """Another submission of the same commands, which has not ended, would write the same files."""
+    asked = {"commands": [list(command) for command in commands], "cwd": str(Path.cwd())}
+    for path in sorted(jobs.glob(f"*/{_JOB}")):
+        try:
+            same = asked.items() <= read_json(path).items()
+        except ClusterError:  # one that is broken does not run
+            continue
+        if same and (found := status(jobs, path.parent.name)).state in ("queued", "running"):
+            raise ClusterError(
+                f"The same was submitted at {found.submitted}, as {found.id}, and is {found.state} ({found.detail}; job {found.batch_id}). "
+                f"Wait until it has ended, or end it: daskdecode cancel {found.id}."
+            )
 
 
 def _new_folder(jobs: Path, command: str) -> Path:

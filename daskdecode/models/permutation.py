@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ def permutation_test(
     Raises
     ------
     DecodingError
-        What :meth:`daskdecode.Decoder.fit` raises; nothing can be exchanged; a score that is not defined; ``path`` holds another test.
+        What :meth:`daskdecode.Decoder.fit` raises; nothing can be exchanged; a score that is not defined; ``path`` holds another test,
+        or another run writes to it.
 
     References
     ----------
@@ -103,12 +105,37 @@ def permutation_test(
     >>> test.pvalue
     0.01
     """
+    options: dict[str, Any] = {"confounds": confounds, "sample_weight": sample_weight, "sample_mask": sample_mask, "progress": progress}
+    options |= {"n_permutations": n_permutations, "random_state": random_state, "exchange": exchange, "blocks": blocks}
+    with Record.alone(path, _KIND) as target:
+        return permute(decoder, X, y, groups, path=target, **options)
+
+
+def permute(
+    decoder: BaseDecoder,
+    X: Any,
+    y: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    *,
+    n_permutations: int,
+    random_state: int,
+    exchange: Exchange,
+    blocks: ArrayLike | None = None,
+    confounds: Any = None,
+    sample_weight: ArrayLike | None = None,
+    sample_mask: ArrayLike | None = None,
+    path: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PermutationTest:
+    """:func:`permutation_test`, for whoever sees to it that no other run writes to `path`, or only the same one.
+
+    A task of a cluster may run twice at once, where a worker was taken for lost: both write equal values, and none must be refused.
+    """
     if not isinstance(decoder, BaseDecoder):
         raise DecodingError(f"permutation_test takes a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
     check_choice("exchange", exchange, ["within_run", "blocks"])
     _require_fixed_folds(decoder.cv)
     n_permutations, random_state = _whole("n_permutations", n_permutations, 1), _whole("random_state", random_state, 0)
-    target = None if path is None else Record.check(path, _KIND)
     decoder = clone(decoder)
     samples, question, design, plan, voxels = decoder._prepare(
         X, y, groups, confounds=confounds, sample_weight=sample_weight, sample_mask=sample_mask
@@ -128,10 +155,10 @@ def permutation_test(
     once = design.screening is None and design.within is None and path is None
     samples, voxels = decoder._load(samples, voxels, plan, once=once)
     content = None
-    if target is not None:
+    if path is not None:
         more = {"exchangeable": digest_of(units.units), "random_state": random_state}
         content = fingerprint(decoder.get_params(deep=False), samples, design, **more)
-    record = Record(_KIND, target, content)
+    record = Record(_KIND, path, content)
     labellings = Labellings(decoder, samples, design, plan, voxels)
     observed = record.arrays.get("observed")
     if observed is None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from daskdecode.alone import alone
 from daskdecode.engine.design import Design
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.errors import DecodingError
@@ -75,6 +77,17 @@ class Record:
         elif not os.access(path.parent, os.W_OK):
             raise DecodingError(f"The folder {path.parent} cannot be written to. Give another path.")
         return path
+
+    @staticmethod
+    @contextlib.contextmanager
+    def alone(path: str | os.PathLike[str] | None, kind: str) -> Iterator[Path | None]:
+        """Check a path if there is one, and keep other runs from it as long as the block runs; gives the path."""
+        if path is None:
+            yield None
+            return
+        found = Record.check(path, kind)
+        with alone(found.with_name(f".{found.name}.lock"), f"Another {kind} writes to {found}", DecodingError):
+            yield found
 
     def keep(self, **arrays: NDArray[Any]) -> None:
         """Put arrays in the place of those of the same names; the file always holds what was there before, or all of it."""

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import locket
 from zarr.abc.store import Store
 
 from daskdecode._version import __version__
+from daskdecode.alone import alone
 from daskdecode.errors import StoreError
 from daskdecode.schema import FORMAT_VERSION
 from daskdecode.store import layout
@@ -26,8 +26,8 @@ logger = logging.getLogger("daskdecode")
 
 
 @contextlib.contextmanager
-def alone(store: StoreLike) -> Iterator[None]:
-    """Keep other conversions from a local store. A killed process frees the lock; elsewhere, equal conversions write equal values."""
+def one_conversion(store: StoreLike) -> Iterator[None]:
+    """Keep other conversions from a local store; elsewhere, equal conversions write equal values."""
     path = real_path(store)
     if path is None:
         yield
@@ -35,24 +35,13 @@ def alone(store: StoreLike) -> Iterator[None]:
     if path.is_file():
         raise StoreError(f"{path} is a file; a store is a folder. Choose another name.")
     _refuse_inside_a_store(path)
-    made = [folder for folder in path.parents if not folder.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mark = path.with_name(f".{path.name}.lock")
-        lock = locket.lock_file(str(mark), timeout=0)
-        lock.acquire()
-    except locket.LockError as error:
-        raise StoreError(f"{path} is being written by another conversion. Wait until it has ended.") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be made: {reason(error)}.") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            mark = path.with_name(f".{path.name}.lock")
+            stack.enter_context(alone(mark, f"{path} is being written by another conversion", StoreError))
+        except OSError as error:
+            raise StoreError(f"{path} cannot be made: {reason(error)}.") from error
         yield
-    finally:
-        mark.unlink(missing_ok=True)
-        lock.release()
-        for folder in made:  # an error before anything was written leaves nothing behind
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 def real_path(store: StoreLike) -> Path | None:

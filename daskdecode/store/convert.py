@@ -17,7 +17,7 @@ from daskdecode.errors import DaskDecodeError, FailedSubjectsError, StoreError
 from daskdecode.progress import watch
 from daskdecode.sources.partition import resolve_subjects
 from daskdecode.store import layout
-from daskdecode.store.claim import alone, claim, require_no_loss, tell_failed
+from daskdecode.store.claim import claim, one_conversion, require_no_loss, tell_failed
 from daskdecode.store.layout import StoreLike, address, as_store, local_path, reason
 from daskdecode.store.plan import Plan, fingerprints, make_plan
 from daskdecode.store.progress import forget, volumes_read
@@ -110,7 +110,7 @@ def convert(
     runs = requested_runs(source, labels, repetition_time, hrf_delay_s, **which)
     files, failed = resolve_subjects(runs)
     plan = make_plan(files, mask, rois, failed)
-    with alone(store):
+    with one_conversion(store):
         try:
             recover(store)
             require_no_loss(target, plan)

@@ -6,30 +6,26 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from sklearn.base import clone
 
-from daskdecode._version import __version__
 from daskdecode.cluster.spread import run_each
 from daskdecode.errors import DaskDecodeError, DecodingError, SelectionError, nearest
 from daskdecode.models.base import BaseDecoder
-from daskdecode.models.splitters import natural_order
 from daskdecode.progress import watch
 from daskdecode.results.result import check_results_folder
-from daskdecode.store.layout import StoreLike, address, as_store
+from daskdecode.store.layout import StoreLike
 from daskdecode.store.open import StoredSubject, stored_subjects
-from daskdecode.study.record import Kept, failure
+from daskdecode.study.record import Kept, claimed
 from daskdecode.study.subject import DecodeSubject, Permutations, Question, wanted_labels
-from daskdecode.study.tables import to_dataset, write_tables
+from daskdecode.study.tables import to_dataset
+from daskdecode.study.tabulate import N_NAMED, attributes_of, in_order, tabulate
 
 logger = logging.getLogger("daskdecode")
-
-_N_NAMED = 5
 
 
 def decode_study(
@@ -60,7 +56,8 @@ def decode_study(
     mask : str, path, image, array or mapping, optional
         In the place of the decoder's own. A path may contain ``{subject}``, and a mapping gives each subject its mask.
     subjects : str or sequence of str, optional
-        With or without ``sub-``. Default: all.
+        With or without ``sub-``. Default: all. The result has those that are named; the tables in `folder` also keep those that earlier
+        calls decoded with the same question.
     session : str, optional
         Only this session. Default: all sessions of a subject together.
     confounds : path or mapping, optional
@@ -69,7 +66,7 @@ def decode_study(
     folder : path, optional
         Where results go: for each subject, as it ends, what :func:`daskdecode.write_results` and :func:`daskdecode.write_report` write;
         at the end ``study_scores.tsv`` (a row a subject, fold and class), ``study_subjects.tsv`` (a row a subject) and
-        ``study_summary.json``. All workers must see it. Default: nothing is written.
+        ``study_summary.json``, of everybody in the folder who was asked the same. All workers must see it. Default: nothing is written.
     permutations : int, default 0
         Permutations of a :func:`daskdecode.permutation_test` for each subject.
     exchange, random_state
@@ -92,12 +89,13 @@ def decode_study(
     DecodingError, SelectionError, MemoryBudgetError
         No subject can be decoded: a parameter, label or mask is wrong for all. Before any data are read.
     DaskDecodeError
-        The folder is a file, or somebody else's BIDS data set.
+        The folder is a file, or somebody else's BIDS data set; another run decodes into it (says which process, where, since when).
 
     Warns
     -----
     UserWarning
-        What fitting warns of, with the subjects concerned.
+        What fitting warns of, with the subjects concerned. Subjects in the folder whose results answer another question (other labels,
+        parameters, data or versions) and are not among those named: the tables leave them out.
 
     Notes
     -----
@@ -151,28 +149,26 @@ def decode_subjects(
         raise DecodingError(f"A study is decoded with a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
     _check_permutations(permutations)
     store: Any = study.attrs["store"] if isinstance(study, xr.DataTree) else study
-    stored, unconverted = stored_subjects(store)
-    chosen = _chosen(subjects, stored, unconverted, store)
+    stored, unconverted = everyone = stored_subjects(store)
+    chosen = _chosen(subjects, in_order(everyone), store)
+    known = _labels(labels, stored)
     stored = {name: stored[name] for name in chosen if name in stored}
     asked = clone(decoder).set_params(progress=None, **({} if mask is None else {"mask": mask}))
     _check_confounds(confounds, len(stored))
-    question = Question(asked, _labels(labels, stored), session, permutations, str(Path.cwd()), confounds)
+    question = Question(asked, known, session, permutations, str(Path.cwd()), confounds)
     target = None if folder is None else check_results_folder(folder).absolute()
-    found = {name: failure(name, DaskDecodeError(f"It could not be converted: {why}")) for name, why in unconverted.items()}
-    found |= _done(stored, question, target)
-    pending = {name: DecodeSubject(s, question, target) for name, s in stored.items() if name not in found}
-    if pending and not any(outcome["status"] == "done" for outcome in found.values()):
-        _check_any(pending)
-    if target is not None:
-        target.mkdir(parents=True, exist_ok=True)
-    for name, outcome in _run(pending, progress=progress):
-        found[name] = outcome
-    outcomes = [found[name] for name in chosen]
-    attributes = _attributes(store, question, outcomes)
-    if target is not None:
-        write_tables(target, outcomes, attributes)
+    with contextlib.nullcontext() if target is None else claimed(target):
+        found = {name: _unconverted(name, why, question, target) for name, why in unconverted.items() if name in chosen}
+        found |= _done(stored, question, target)
+        pending = {name: DecodeSubject(s, question, target) for name, s in stored.items() if name not in found}
+        if pending and not any(outcome["status"] == "done" for outcome in found.values()):
+            _check_any(pending)
+        found |= _run(pending, progress=progress)
+        outcomes = [found[name] for name in chosen]
+        if target is not None:
+            tabulate(target, store, everyone, question, outcomes)
     _warn(outcomes)
-    return outcomes, attributes
+    return outcomes, attributes_of(store, question, outcomes)
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------------------
@@ -196,11 +192,10 @@ def _check_confounds(confounds: Any, n_subjects: int) -> None:
         )
 
 
-def _chosen(subjects: str | Sequence[str] | None, stored: Iterable[str], unconverted: Iterable[str], store: Any) -> list[str]:
-    """Names of the subjects that are asked for; all in the order of the store, or their natural one where some are not in it."""
-    known = [*stored, *unconverted]
+def _chosen(subjects: str | Sequence[str] | None, known: list[str], store: Any) -> list[str]:
+    """Names of the subjects that are asked for."""
     if subjects is None:
-        return known if not unconverted else [known[n] for n in np.argsort(natural_order(np.array(known)))]
+        return known
     names = [str(name).removeprefix("sub-") for name in ([subjects] if isinstance(subjects, str) else subjects)]
     for name in names:
         if name not in known:
@@ -218,6 +213,14 @@ def _labels(labels: str | Sequence[str] | None, stored: Mapping[str, StoredSubje
         if label not in known:
             raise SelectionError(f"No volume of any subject has the label {label!r}. {nearest(label, known)}")
     return wanted
+
+
+def _unconverted(name: str, why: str, question: Question, folder: Path | None) -> dict[str, Any]:
+    """Outcome of a subject that is not in the store; what was found when it was there is kept, should it come back."""
+    outcome = question.failure(name, DaskDecodeError(f"It could not be converted: {why}"))
+    if folder is not None and ((before := (kept := Kept(folder, name, question.session)).read()) is None or before["status"] == "failed"):
+        kept.keep(outcome)
+    return outcome
 
 
 def _done(stored: Mapping[str, StoredSubject], question: Question, folder: Path | None) -> dict[str, dict[str, Any]]:
@@ -252,25 +255,6 @@ def _check_any(pending: Mapping[str, DecodeSubject]) -> None:
     raise first
 
 
-def _attributes(store: Any, question: Question, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was asked, in the words of :func:`daskdecode.results.scores.summarize`."""
-    summary: Mapping[str, Any] = next((o["summary"] for o in outcomes if o["status"] == "done"), {})
-    mask = question.decoder.mask
-    asked = {
-        "store": address(as_store(store, read_only=True)),
-        "labels": question.labels,
-        "mask": mask if isinstance(mask, str) else None,
-        "session": question.session,
-        "estimator": summary.get("estimator", " ".join(str(question.decoder.estimator).split())),
-        "scoring": summary.get("scoring", str(question.decoder.scoring or "")),
-        "tune": question.decoder.tune,
-        "optimistic": int(summary.get("optimistic", False)),
-        "n_permutations": int(question.permutations.n_permutations),
-        "daskdecode_version": __version__,
-    }
-    return {key: value for key, value in asked.items() if value is not None}
-
-
 # --- doing it ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +264,7 @@ def _run(pending: Mapping[str, DecodeSubject], *, progress: bool) -> Iterator[tu
     with watch("Decoding subjects", lambda: (n_ended, len(pending)), progress=progress):
         for name, found in run_each(pending):
             n_ended += 1
-            outcome = failure(name, found) if isinstance(found, Exception) else found
+            outcome = pending[name].question.failure(name, found) if isinstance(found, Exception) else found
             if isinstance(found, Exception) and (folder := pending[name].folder) is not None:  # its worker could not say so
                 with contextlib.suppress(OSError):
                     Kept(folder, name, pending[name].question.session).keep(outcome)
@@ -298,5 +282,5 @@ def _warn(outcomes: Sequence[Mapping[str, Any]]) -> None:
         for note in outcome.get("notes", ()):
             concerned.setdefault(note, []).append(outcome["subject"])
     for note, names in concerned.items():
-        more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
-        warnings.warn(f"Subject{'s' * (len(names) > 1)} {', '.join(names[:_N_NAMED])}{more}: {note}", stacklevel=4)
+        more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+        warnings.warn(f"Subject{'s' * (len(names) > 1)} {', '.join(names[:N_NAMED])}{more}: {note}", stacklevel=4)

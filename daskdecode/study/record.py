@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
+from daskdecode.alone import alone
 from daskdecode.errors import DaskDecodeError
 from daskdecode.models.content import shown
 from daskdecode.results.result import json_writer, write_files
@@ -36,6 +38,10 @@ class Kept:
         self.results, self.folder = folder, folder / FOLDER
         self.name = f"sub-{subject}" + (f"_ses-{session.removeprefix('ses-')}" if session is not None else "")
 
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other runs from the results of this subject, and from the whole study; see :func:`claimed`."""
+        return claimed(self.results, self.name, of="study")
+
     def forget(self) -> None:
         """Say that nothing is done yet: before results change."""
         self._path.unlink(missing_ok=True)
@@ -55,17 +61,26 @@ class Kept:
 
     def done(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the outcome, if the subject was decoded just so and all its files are still there, and of this analysis."""
+        outcome = self.read()
         try:
-            outcome: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
             whole = (
-                outcome["status"] == "done"
+                outcome is not None
+                and outcome["status"] == "done"
                 and outcome["fingerprint"] == fingerprint
                 and all((self.results / name).is_file() for name in outcome["files"])
                 and outcome["written"] == self._content(outcome["files"])
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError):
             return None
         return outcome if whole else None
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the last outcome, of whatever question; None where there is none."""
+        try:
+            outcome: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            return outcome if outcome["status"] in ("done", "failed") else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _content(self, files: Iterable[str]) -> str:
         """Digest of tables and side-cars. Those of another analysis have the same names, and its provenance tells its maps apart too."""
@@ -83,6 +98,31 @@ class Kept:
     @property
     def _path(self) -> Path:
         return self.folder / f"{self.name}.json"
+
+
+@contextlib.contextmanager
+def claimed(results: Path, part: str = "study", *, of: str | None = None) -> Iterator[None]:
+    """Keep other runs from a folder of results, or from a part of it, as long as the block runs.
+
+    Parameters
+    ----------
+    results : Path
+    part : str
+        ``"study"``: everything that subjects are decoded into; ``"sub-01"``: one subject; ``"search"``: what searches write.
+    of : str, optional
+        The claim that this is a part of. Several parts may be worked on at once, but not while somebody has the whole.
+
+    Raises
+    ------
+    DaskDecodeError
+        Another run is there already; says who.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, shared in ((of, True), (part, False)):
+            if name is not None:
+                mark, busy = results / FOLDER / f"{name}.lock", f"Another run writes to {results} ({name})"
+                stack.enter_context(alone(mark, busy, DaskDecodeError, shared=shared, sharers="sub-*.lock" if name == part else None))
+        yield
 
 
 def partial(results: Path, name: str, fingerprint: str) -> Path:

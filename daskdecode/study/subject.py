@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,7 @@ from daskdecode.engine.plan import memory_budget
 from daskdecode.errors import DaskDecodeError, SelectionError
 from daskdecode.models.content import NOT_CONTENT
 from daskdecode.models.outcome import versions
-from daskdecode.models.permutation import permutation_test
+from daskdecode.models.permutation import permute
 from daskdecode.results.report import write_report
 from daskdecode.results.result import file_stem, join_entities, json_writer, results_folder, write_files, write_results
 from daskdecode.results.scores import score_table, summarize
@@ -93,18 +95,34 @@ class Question:
         """Digest of all that decides the results of a subject: its data, what is asked of them, and the code that answers."""
         content = stored.content(self.session)
         mask = for_subject(self.decoder.mask, stored.subject)
-        asked = {name: value for name, value in self.decoder.get_params(deep=False).items() if name not in NOT_CONTENT}
         return digest(
             {
                 "runs": content["runs"],
                 "mask": record.mask_content(mask, content["masks"], self.where),
                 "confounds": record.table_content(for_subject(self.confounds, stored.subject), self.where),
-                "decoder": [type(self.decoder).__name__, record.shown_all(asked)],
-                "labels": sorted(self.labels),
-                "permutations": record.shown_all(vars(self.permutations)),
+                **self._asked,
                 "versions": versions(),
             }
         )
+
+    @property
+    def content(self) -> str:
+        """Digest of what is asked, whoever is asked. Masks and tables by their names: who failed may have failed for want of theirs."""
+        named = {name: str(value) for name, value in (("mask", self.decoder.mask), ("confounds", self.confounds)) if _is_name(value)}
+        return digest({**self._asked, **named, "session": self.session})
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        asked = {name: value for name, value in self.decoder.get_params(deep=False).items() if name not in NOT_CONTENT}
+        return {
+            "decoder": [type(self.decoder).__name__, record.shown_all(asked)],
+            "labels": sorted(self.labels),
+            "permutations": record.shown_all(vars(self.permutations)),
+        }
+
+    def failure(self, subject: str, error: BaseException) -> dict[str, Any]:
+        """Return the outcome of a subject that could not be decoded."""
+        return record.failure(subject, error) | {"question": self.content}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +147,7 @@ class DecodeSubject:
         try:
             return self.outcome(nbytes)
         except Exception as error:
-            found = record.failure(self.stored.subject, error)
+            found = self.question.failure(self.stored.subject, error)
             if self._kept is not None:
                 self._kept.keep(found)
             return found
@@ -150,6 +168,10 @@ class DecodeSubject:
     @property
     def _kept(self) -> record.Kept | None:
         return None if self.folder is None else record.Kept(self.folder, self.stored.subject, self.question.session)
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other runs from the results of this subject; who decodes the whole study has said so for all of them."""
+        return contextlib.nullcontext() if self._kept is None else self._kept.alone()
 
     def check(self, nbytes: int | None = _PLENTY) -> None:
         """Raise what can be known to be wrong without reading data, by default whatever memory there is."""
@@ -217,8 +239,12 @@ def fit_subject(
     asked, test = question.permutations, None
     if asked.n_permutations:
         options: dict[str, Any] = {"exchange": asked.exchange, "random_state": asked.random_state, "path": partial, "progress": progress}
-        test = permutation_test(decoder, ds, n_permutations=asked.n_permutations, **options).to_dict()
+        test = permute(decoder, ds, n_permutations=asked.n_permutations, **options).to_dict()
     return decoder.set_params(progress=progress).fit(ds), test
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
 
 
 def wanted_labels(labels: Sequence[str] | None, known: Sequence[str]) -> list[str]:

@@ -143,6 +143,11 @@ def _over_subjects(values: Sequence[float]) -> dict[str, float | None]:
     return {key: None if pd.isna(value) else float(value) for key, value in (("mean", found.mean()), ("sd", found.std(ddof=1)))}
 
 
+def has_tables(folder: Path) -> bool:
+    """Whether a folder of results has the tables of a study."""
+    return (folder / f"{_STEM}_subjects.tsv").exists()
+
+
 def write_tables(folder: Path, outcomes: Sequence[Outcome], attributes: Mapping[str, Any]) -> None:
     """Write the study's tables and summary into the root of the results; those of an earlier run are replaced."""
     scores, subjects = score_rows(outcomes), subject_table(outcomes)

@@ -103,8 +103,8 @@ def search(
     ------
     DecodingError
         Before any data are read: an unknown method or parameter, a grid with distributions, folds that cannot be nested, and whatever
-        :meth:`daskdecode.Decoder.fit` refuses; a ``path`` that is damaged or cannot be written. Once the data are read: ``path`` holds
-        another search. After the search: every fit has failed (also where `error_score` is NaN).
+        :meth:`daskdecode.Decoder.fit` refuses; a ``path`` that is damaged, cannot be written, or is written to by another search. Once
+        the data are read: ``path`` holds another search. After the search: every fit has failed (also where `error_score` is NaN).
     MemoryBudgetError
         With the arithmetic, where even the smallest steps exceed the decoder's ``memory_budget``.
 
@@ -142,16 +142,16 @@ def search(
         from daskdecode.tuning.hyperband import search_hyperband  # distributed is not quick to import
 
         return search_hyperband(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
-    target = None if path is None else Record.check(path, _KIND)
     settings = settings_of(param_distributions, method, int(n_iter), random_state)
     asked = clone(decoder).set_params(
         param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"
     )
-    samples, _, design, plan, blocks = _prepared(asked, X, y, groups, of_samples)
-    samples, blocks = asked._load(samples, blocks, plan)
-    sets = training_sets(design)
-    record = None if target is None else Record(_KIND, target, _content(decoder, samples, design, settings, error_score))
-    found = score_settings(blocks, design, sets, plan, error_score=error_score, record=record, progress=progress)
+    with Record.alone(path, _KIND) as target:
+        samples, _, design, plan, blocks = _prepared(asked, X, y, groups, of_samples)
+        samples, blocks = asked._load(samples, blocks, plan)
+        sets = training_sets(design)
+        record = None if target is None else Record(_KIND, target, _content(decoder, samples, design, settings, error_score))
+        found = score_settings(blocks, design, sets, plan, error_score=error_score, record=record, progress=progress)
     if np.isneginf(found.scores[..., 0]).all():
         raise DecodingError(
             f"All {found.failed.sum()} fits failed: there is no setting to choose. error_score='raise' shows the first error."

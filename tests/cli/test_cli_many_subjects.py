@@ -61,7 +61,7 @@ def test_two_commands(broken_study, run, tmp_path):
 def test_permutations_of_one_subject_go_on_where_they_were(store, run, tmp_path, monkeypatch):
     decode = ["decode", store, "--subject", "02", "--mask", "vt", "--estimator", "ridge_classifier", "--permutations", "9", "--json"]
     straight = json.loads(run(*decode, "--output", tmp_path / "straight").stdout)
-    real, found = one_subject.permutation_test, []
+    real, found = one_subject.permute, []
 
     def killed(*args, **options):
         real(*args, **options | {"n_permutations": 5})
@@ -73,14 +73,14 @@ def test_permutations_of_one_subject_go_on_where_they_were(store, run, tmp_path,
         return real(*args, **options)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(one_subject, "permutation_test", killed)
+    monkeypatch.setattr(one_subject, "permute", killed)
     assert run(*decode, "--output", out).exit_code == 130
-    monkeypatch.setattr(one_subject, "permutation_test", watched)
+    monkeypatch.setattr(one_subject, "permute", watched)
     again = json.loads(run(*decode, "--output", out).stdout)
     assert found == [5]
     assert again["pvalue"] == straight["pvalue"]
     assert not list(out.rglob("*.npz"))
-    monkeypatch.setattr(one_subject, "permutation_test", None)  # now all is there
+    monkeypatch.setattr(one_subject, "permute", None)  # now all is there
     assert json.loads(run(*decode, "--output", out).stdout) == again
 
 

@@ -118,6 +118,25 @@ def test_a_driver_that_vanished_is_lost_and_one_that_cannot_be_asked_is_unknown(
     assert run("logs", name).stderr == "Nothing was logged yet.\n"
 
 
+def test_the_same_is_not_submitted_twice(run, site, tmp_path, monkeypatch):
+    asked = ["submit", "--cluster", "site.yaml", "--", "decode", "s.zarr", "--output"]
+    name = run(*asked, "out").stdout.strip()
+    again = run(*asked, "out")
+    assert again.exit_code == 2
+    assert f"as {name}, and is queued (PENDING (Resources); job 77)" in again.stderr
+    assert f"daskdecode cancel {name}" in again.stderr
+    assert len(list(Path("daskdecode-jobs").iterdir())) == 1
+    assert run(*asked, "other").exit_code == 0
+    jobs = Path("daskdecode-jobs").absolute()
+    (tmp_path / "elsewhere").mkdir()
+    Path(tmp_path / "elsewhere" / "site.yaml").write_bytes(Path("site.yaml").read_bytes())
+    with monkeypatch.context() as moved:
+        moved.chdir(tmp_path / "elsewhere")  # there it is another study
+        assert run(*asked[:3], "--jobs", jobs, *asked[3:], "out").exit_code == 0
+    site("")  # it has ended, however
+    assert run(*asked, "out").exit_code == 0
+
+
 def test_cancel(run, site, tmp_path):
     name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").stdout.strip()
     assert "cancelled" in run("cancel", name).stdout
@@ -155,7 +174,7 @@ def test_values_are_not_taken_for_options(run, site):
 
 @pytest.mark.parametrize("content", [None, "", '{"commands": []}', "[]"])
 def test_a_job_that_does_not_say_what_to_do_ends_with_a_line_and_hides_no_other(run, site, content):
-    name, broken = (run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr").stdout.strip() for _ in range(2))
+    name, broken = (run("submit", "--cluster", "site.yaml", "--", "verify", f"{s}.zarr").stdout.strip() for s in "st")
     folder = Path("daskdecode-jobs") / broken
     (folder / "job.json").unlink()
     if content is not None:

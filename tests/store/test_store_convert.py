@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import dask
-import locket
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ import pytest
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import daskdecode as dd
+from daskdecode.alone import alone
 from daskdecode.errors import CorruptFileError, IncompleteStoreError, SelectionError, SourceError, StoreError
 from daskdecode.store import write
 from daskdecode.store.describe import describe
@@ -457,11 +457,15 @@ def test_not_inside_another_store(tmp_path: Path, make_runs) -> None:
 
 def test_one_conversion_at_a_time(tmp_path: Path, make_runs) -> None:
     runs = make_runs()
-    with locket.lock_file(str(tmp_path / ".s.zarr.lock"), timeout=0), pytest.raises(StoreError, match="another conversion"):
+    mark = tmp_path / ".s.zarr.lock"
+    with (
+        alone(mark, "", StoreError),
+        pytest.raises(StoreError, match=rf"s\.zarr is being written by another conversion: process {os.getpid()} on "),
+    ):
         again(runs, tmp_path / "s.zarr")
-    (tmp_path / ".s.zarr.lock").touch()  # of a process that was killed
+    mark.touch()  # of a process that was killed
     again(runs, tmp_path / "s.zarr")
-    assert not (tmp_path / ".s.zarr.lock").exists()
+    assert not mark.exists()
 
 
 def test_inside_the_bids_folder(tmp_path: Path) -> None:
