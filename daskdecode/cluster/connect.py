@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError
 from os import PathLike
 from typing import Any, Final
 
 import dask
-from distributed import Client, KilledWorker, default_client
-from distributed import scheduler as _scheduler
+from distributed import Client
 from distributed.security import Security
 
+from daskdecode.cluster.client import PatientClient, said_of
 from daskdecode.cluster.options import BATCH, LOCAL
 from daskdecode.cluster.security import security_of
 from daskdecode.cluster.spec import ClusterSpec, read_spec
@@ -23,13 +23,6 @@ from daskdecode.errors import ClusterError
 
 _LOOK_S: Final = 3.0
 """How often a cluster without workers is asked whether there is any hope, seconds."""
-GONE: Final = (
-    *(getattr(_scheduler, name) for name in ("NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)),
-    CancelledError,
-)
-"""What all work ends with where no worker is left (older releases have no NoWorkerError), or the scheduler has gone."""
-_LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1GB"}
-"""Gram matrices and masks travel with the graph on purpose: scattered, which Dask advises, they would be lost with their worker."""
 
 
 def connect(
@@ -63,8 +56,8 @@ def connect(
     memory_limit : int or str, optional
         Memory of a worker, ``"8GB"`` or a number of bytes.
     timeout_s : float, optional
-        Seconds to wait for the scheduler and the first worker. Default: 60 on this machine, 30 for a scheduler that is running,
-        900 where workers queue.
+        Seconds to wait for the scheduler and the first worker; and, whenever all workers have gone while there is work, for another.
+        Default: 60 on this machine, 900 elsewhere, where workers may queue; but 30 for the first worker of a scheduler that is running.
     dashboard : bool or str, optional
         An address such as ``":8787"``. Default: a free port of the loopback interface, at ``client.dashboard_link``.
     tls : bool, mapping or Security, optional
@@ -85,7 +78,7 @@ def connect(
         The description is not understood, or a package is missing.
     ClusterError
         No scheduler answers, or no worker came in time (then with the batch system's own reason, and with nothing left behind), or the
-        workers run other code than this session.
+        workers run other code than this session. Later, from whatever works: workers died of it, or all went and none came back in time.
 
     Notes
     -----
@@ -108,35 +101,42 @@ def connect(
 def _to_running(spec: ClusterSpec, security: Security | None) -> Client:
     address = spec.options["address"]
     try:
-        client = _Client(address, security=security, timeout=spec.timeout_s)
+        client = PatientClient(
+            address,
+            patience_s=spec.patience_s,
+            why=lambda: "The scheduler is there: start workers for it (dask worker ADDRESS).",
+            security=security,
+            timeout=spec.timeout_s,
+        )
     except (OSError, TimeoutError) as error:
         raise ClusterError(
-            f"No scheduler answers at {address} within {spec.timeout_s:g} s. Is it running, and can this machine reach it? ({_said(error)})"
+            f"No scheduler answers at {address} within {spec.timeout_s:g} s. Is it running, and can this machine reach it? "
+            f"({said_of(error)})"
         ) from error
-    return _ready(client, spec, lambda: "The scheduler is there: start workers for it (dask worker ADDRESS).", lambda: None)
+    return _ready(client, spec, lambda: None)
 
 
 def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
     family = "local" if spec.kind in LOCAL else "batch" if spec.kind in BATCH else spec.kind
     launcher = importlib.import_module(f"daskdecode.cluster.{family}")  # each needs packages of its own
-    # Read when a scheduler starts. Without the first, work waits for ever once the last worker has gone and none comes.
-    settings = {"distributed.scheduler.no-workers-timeout": spec.timeout_s}
-    if "allowed_failures" in spec.options:
+    settings = {}
+    if "allowed_failures" in spec.options:  # read when a scheduler starts
         settings["distributed.scheduler.allowed-failures"] = spec.options["allowed_failures"]
     with dask.config.set(settings):
         cluster = launcher.start(spec, security)
+    why = functools.partial(launcher.why_no_workers, cluster)
     try:
-        client = _Client(cluster, owned=cluster, timeout=spec.timeout_s)
+        client = PatientClient(cluster, patience_s=spec.patience_s, why=why, owned=cluster, timeout=spec.timeout_s)
     except BaseException:
         cluster.close()
         raise
-    return _ready(client, spec, lambda: launcher.why_no_workers(cluster), lambda: launcher.hopeless(cluster))
+    return _ready(client, spec, lambda: launcher.hopeless(cluster))
 
 
-def _ready(client: Client, spec: ClusterSpec, why: Callable[[], str], hopeless: Callable[[], str | None]) -> Client:
+def _ready(client: PatientClient, spec: ClusterSpec, hopeless: Callable[[], str | None]) -> Client:
     """Wait for a worker and look at what it runs; close the client, and all that it owns, where that fails."""
     try:
-        _wait_for_worker(client, spec, why, hopeless)
+        _wait_for_worker(client, spec, hopeless)
         check_versions(client)
     except BaseException:
         client.close()
@@ -144,7 +144,7 @@ def _ready(client: Client, spec: ClusterSpec, why: Callable[[], str], hopeless: 
     return client
 
 
-def _wait_for_worker(client: Client, spec: ClusterSpec, why: Callable[[], str], hopeless: Callable[[], str | None]) -> None:
+def _wait_for_worker(client: PatientClient, spec: ClusterSpec, hopeless: Callable[[], str | None]) -> None:
     until = time.monotonic() + spec.timeout_s
     seen = 0
     while (left := until - time.monotonic()) > 0:
@@ -155,62 +155,4 @@ def _wait_for_worker(client: Client, spec: ClusterSpec, why: Callable[[], str], 
         seen = 0 if said is None else seen + 1
         if said is not None and seen > 1:  # a batch system may take a moment to list what it was given
             raise ClusterError(f"No worker will come ({spec.kind}). {said}")
-    raise ClusterError(f"No worker came within {spec.timeout_s:g} s ({spec.kind}). {why()} timeout_s= waits longer.")
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Client(Client):
-    """A client that says in words why workers were lost, and that ends the cluster that was started for it."""
-
-    def __init__(self, where: Any, *, owned: Any = None, **kwargs: Any) -> None:
-        self._owned = owned
-        Client.__init__(self, where, **kwargs)
-
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute a graph, as Dask's collections ask for."""
-        try:
-            with dask.config.set(_LARGE):
-                return Client.get(self, *args, **kwargs)
-        except (KilledWorker, *GONE) as error:
-            raise ClusterError(lost(error)) from error
-
-    def persist(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep what a graph gives on the workers."""
-        with dask.config.set(_LARGE):
-            return Client.persist(self, *args, **kwargs)
-
-    def close(self, *args: Any, **kwargs: Any) -> Any:
-        """Close the client, then the scheduler and the workers that are its own."""
-        try:
-            return Client.close(self, *args, **kwargs)
-        finally:
-            if self._owned is not None:
-                self._owned.close()
-            _leave_nothing_set()
-
-
-def _leave_nothing_set() -> None:
-    """Give Dask its own scheduler back, which distributed forgets where a client is closed while a later one is still open."""
-    if dask.config.get("scheduler", None) == "dask.distributed":
-        try:
-            default_client()
-        except ValueError:  # there is none
-            dask.config.config.pop("scheduler")
-
-
-def lost(error: Exception) -> str:
-    """Why work ended that had no worker or no scheduler left, and what to do."""
-    if isinstance(error, KilledWorker):
-        died = getattr(error.last_worker, "address", error.last_worker)
-        return (
-            f"{error.allowed_failures + 1} workers died while they worked on {error.task!r}, the last at {died}. Most often they lacked "
-            "memory: give memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes "
-            "are taken away often, raise allowed_failures=."
-        )
-    kept = "What was written until then is kept, and the same call goes on from there."
-    if isinstance(error, CancelledError):
-        return f"The connection to the scheduler was lost, or the work was cancelled there; the scheduler's log may say why. {kept}"
-    return f"The workers have gone and none came back: {_said(error)} {kept}"
+    raise ClusterError(f"No worker came within {spec.timeout_s:g} s ({spec.kind}). {client.why()} timeout_s= waits longer.")

@@ -13,8 +13,9 @@ import yaml
 from daskdecode.cluster.options import KINDS, OPTIONS, STARTED
 from daskdecode.errors import ClusterSpecError, nearest
 
-_TIMEOUT_S = {"local": 60.0, "threads": 60.0, "address": 30.0}
+_TIMEOUT_S = {"local": 60.0, "threads": 60.0}
 _QUEUED_TIMEOUT_S = 900.0
+_RUNNING_TIMEOUT_S = 30.0
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -40,6 +41,11 @@ class ClusterSpec:
     @property
     def timeout_s(self) -> float:
         """Seconds to wait for a scheduler and a first worker."""
+        return float(self.get("timeout_s", _RUNNING_TIMEOUT_S if self.kind == "address" else self.patience_s))
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which work waits once all workers have gone; those of a scheduler that was running may come out of a queue."""
         return float(self.get("timeout_s", _TIMEOUT_S.get(self.kind, _QUEUED_TIMEOUT_S)))
 
     def workers(self, default: int) -> tuple[int, int]:

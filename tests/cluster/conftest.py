@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -50,3 +52,45 @@ def until():
         return found
 
     return wait
+
+
+class Running:
+    """A scheduler in a process of its own, as ``dask scheduler`` starts it, and workers that come when they are called."""
+
+    def __init__(self, folder):
+        self.file = folder / "scheduler.json"
+        self.workers = []
+        self.scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
+        end = time.monotonic() + 60
+        while not self.file.exists():
+            assert time.monotonic() < end, "no scheduler came up"
+            time.sleep(0.1)
+        time.sleep(0.2)  # the file is not written at once
+        self.address = json.loads(self.file.read_text())["address"]
+
+    def _start(self, role, *said):
+        quiet = ["--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
+        command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--scheduler-file", str(self.file), *quiet, *said]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def start_worker(self):
+        self.workers.append(self._start("worker", "--nthreads", "1", "--no-nanny"))
+
+    def kill_workers(self):
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.workers.clear()
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A scheduler that was running before, with one worker."""
+    found = Running(tmp_path)
+    try:
+        found.start_worker()
+        yield found
+    finally:
+        found.kill_workers()
+        found.scheduler.kill()
+        found.scheduler.wait()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from threading import Timer
@@ -138,26 +135,13 @@ def test_without_any_worker_left_the_cluster_is_blamed_and_no_piece():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [lambda: list(run_each({"a": Times(9), "b": Times(9)})), lambda: delayed(time.sleep)(9).compute()])
-def test_a_scheduler_that_dies_is_blamed_and_no_piece(tmp_path, work):
-    told = ["--scheduler-file", str(tmp_path / "scheduler.json"), "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
-    start = [sys.executable, "-m", "distributed.cli.dask_{}", *told]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = subprocess.Popen([*[word.format("scheduler") for word in start], "--port", "0", "--host", "127.0.0.1"], **quiet)
-    worker = subprocess.Popen([*[word.format("worker") for word in start], "--nthreads", "1", "--no-nanny"], **quiet)
-    try:
-        while not (tmp_path / "scheduler.json").exists():
-            time.sleep(0.1)
-        time.sleep(0.2)
-        with dd.connect(json.loads((tmp_path / "scheduler.json").read_text())["address"]):
-            timer = Timer(1, scheduler.kill)
-            timer.start()
-            with pytest.raises(ClusterError, match=r"connection to the scheduler was lost.*same call goes on"):
-                work()
-            timer.join()
-    finally:
-        for process in (scheduler, worker):
-            process.kill()
-            process.wait()
+def test_a_scheduler_that_dies_is_blamed_and_no_piece(running, work):
+    with dd.connect(running.address):
+        timer = Timer(1, running.scheduler.kill)
+        timer.start()
+        with pytest.raises(ClusterError, match=r"connection to the scheduler was lost.*same call goes on"):
+            work()
+        timer.join()
 
 
 @pytest.mark.slow

@@ -1,0 +1,143 @@
+"""The client that users get: it says in words why work was lost, does not wait for ever for workers, and ends what was started for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import Any, Final
+
+import dask
+from distributed import Client, KilledWorker, default_client
+from distributed import scheduler as _scheduler
+from tornado.ioloop import PeriodicCallback
+
+from daskdecode.errors import ClusterError
+
+GONE: Final = (
+    *(getattr(_scheduler, name) for name in ("NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)),
+    CancelledError,
+)
+"""What all work ends with where no worker is left (older releases have no NoWorkerError), or the scheduler has gone."""
+_LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1GB"}
+"""Gram matrices and masks travel with the graph on purpose: scattered, which Dask advises, they would be lost with their worker."""
+_LOOK_S: Final = 2.0
+"""How often a client whose work waits looks for workers, seconds."""
+_NO_WORKERS: Final = "no workers"
+"""The reason that :class:`PatientClient` gives for what it gives up."""
+
+
+class PatientClient(Client):
+    """A client whose work ends in an error where its workers have gone, and that ends the cluster that was started for it.
+
+    Parameters
+    ----------
+    where : str or Cluster
+        As of :class:`distributed.Client`.
+    patience_s : float
+        Seconds for which work waits without any worker. It is the client that counts: a scheduler has a setting of its own
+        (``no-workers-timeout``), but only whoever starts it can make it.
+    why : callable
+        What is known of workers that do not come; may take its time.
+    owned : Cluster, optional
+        What closing the client closes too.
+    """
+
+    def __init__(self, where: Any, *, patience_s: float, why: Callable[[], str], owned: Any = None, **kwargs: Any) -> None:
+        self.patience_s, self.why, self._owned = patience_s, why, owned
+        # Looks are counted rather than seconds: while this process stands still, no worker is heard of either.
+        self._n_looks = max(5, math.ceil(patience_s / _LOOK_S))
+        self._n_in_vain = 0
+        Client.__init__(self, where, **kwargs)
+        looking = PeriodicCallback(self._look, 1000 * patience_s / self._n_looks)
+        self._periodic_callbacks["daskdecode-workers"] = looking  # stopped when the client closes
+        loop: Any = self.loop
+        loop.add_callback(looking.start)
+
+    async def _look(self) -> None:
+        """Give up what waits, where there has been no worker for it for too long."""
+        client: Any = self  # Dask's own methods have no types
+        with contextlib.suppress(OSError):  # a scheduler that has gone is noticed elsewhere
+            if not self._waiting() or await client.nthreads():
+                self._n_in_vain = 0
+                return
+            self._n_in_vain += 1
+            if self._n_in_vain < self._n_looks:
+                return
+            why = await asyncio.get_running_loop().run_in_executor(None, self._known)
+            if not await client.nthreads():  # none came while the batch system was asked
+                said = f"The workers have gone and none came back within {self.patience_s:g} s. {why} timeout_s= waits longer."
+                for future in self._waiting():
+                    # Here only, and whoever waits releases it. Schedulers (to 2026.8) fail in cancel() on what others depend on.
+                    future.cancel(reason=_NO_WORKERS, msg=said)
+
+    def _waiting(self) -> list[Any]:
+        """States of futures that are not there yet, or not any more."""
+        return [state for state in list(self.futures.values()) if state.status in ("pending", "lost")]
+
+    def _known(self) -> str:
+        try:
+            return self.why()
+        except Exception as error:  # whatever it is, work does not wait for its reason
+            return said_of(error)
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute a graph, as Dask's collections ask for."""
+        try:
+            with dask.config.set(_LARGE):
+                return Client.get(self, *args, **kwargs)
+        except (KilledWorker, *GONE) as error:
+            raise ClusterError(lost(error)) from error
+
+    def persist(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep what a graph gives on the workers."""
+        with dask.config.set(_LARGE):
+            return Client.persist(self, *args, **kwargs)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        """Close the client, then the scheduler and the workers that are its own."""
+        try:
+            return Client.close(self, *args, **kwargs)
+        finally:
+            if self._owned is not None:
+                self._owned.close()
+            _leave_nothing_set()
+
+
+def _leave_nothing_set() -> None:
+    """Give Dask its own scheduler back, which distributed forgets where a client is closed while a later one is still open."""
+    if dask.config.get("scheduler", None) == "dask.distributed":
+        try:
+            default_client()
+        except ValueError:  # there is none
+            dask.config.config.pop("scheduler")
+
+
+def lost(error: Exception) -> str:
+    """Why work ended that had no worker or no scheduler left, and what to do."""
+    if isinstance(error, KilledWorker):
+        died = getattr(error.last_worker, "address", error.last_worker)
+        return (
+            f"{error.allowed_failures + 1} workers died while they worked on {error.task!r}, the last at {died}. Most often they lacked "
+            "memory: give memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes "
+            "are taken away often, raise allowed_failures=."
+        )
+    kept = "What was written until then is kept, and the same call goes on from there."
+    if not isinstance(error, CancelledError):  # a scheduler with a no-workers-timeout of its own
+        return f"The workers have gone and none came back: {said_of(error)} {kept}"
+    told = [one.msg for one in _each(error) if getattr(one, "reason", None) == _NO_WORKERS]
+    if told:
+        return f"{told[0]} {kept}"
+    return f"The connection to the scheduler was lost, or the work was cancelled there; the scheduler's log may say why. {kept}"
+
+
+def _each(error: Any) -> list[Any]:
+    """Errors of single futures, which those who wait for several get in groups."""
+    return [one for group in getattr(error, "error_groups", []) for one in group.errors] or [error]
+
+
+def said_of(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

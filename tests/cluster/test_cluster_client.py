@@ -1,0 +1,109 @@
+"""The client: work does not wait for ever for workers that have gone, whoever started the scheduler, and does wait for those that come."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from threading import Timer
+
+import numpy as np
+import pytest
+from dask.delayed import delayed
+from sklearn.linear_model import SGDClassifier
+
+import daskdecode as dd
+from daskdecode.cluster.spec import read_spec
+from daskdecode.cluster.spread import run_each
+from daskdecode.errors import ClusterError
+
+RNG = np.random.default_rng(0)
+X, Y, RUNS = RNG.standard_normal((24, 30)), ["a", "b"] * 12, np.repeat([0, 1, 2], 8)
+
+
+class Slowly(SGDClassifier):
+    """Time enough for the workers to go while it is fitted."""
+
+    def fit(self, *args, **kwargs):
+        time.sleep(2)
+        return super().fit(*args, **kwargs)
+
+
+def _decode():
+    dd.Decoder(Slowly(), screening_percentile=None).fit(X, Y, RUNS)
+
+
+def _search():
+    dd.search(dd.Decoder(Slowly(), screening_percentile=None), X, {"alpha": [1e-3, 1e-2]}, Y, RUNS)
+
+
+def _permute():
+    dd.permutation_test(dd.Decoder(Slowly(), screening_percentile=None), X, Y, RUNS, n_permutations=20)
+
+
+def _study():
+    list(run_each({"a": lambda nbytes: time.sleep(20), "b": lambda nbytes: time.sleep(20)}))
+
+
+def _graph():
+    delayed(time.sleep)(20).compute()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)  # of what waits for ever otherwise
+@pytest.mark.parametrize("work", [_decode, _search, _permute, _study, _graph])
+def test_workers_that_go_and_do_not_come_back_are_an_error_though_the_scheduler_would_wait(running, work):
+    with dd.connect(running.address) as client:
+        client.patience_s, client._n_looks = 2.0, 1  # the time to come up, which workers need on a busy machine, is not that to wait here
+        timer = Timer(3, running.kill_workers)
+        timer.start()
+        with pytest.raises(ClusterError, match=r"gone and none came back within 2 s\. .*dask worker.*timeout_s=.*same call goes on"):
+            work()
+        timer.join()
+        running.start_worker()
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3  # the client is as good as before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_workers_that_come_back_in_time_go_on(running):
+    with dd.connect(running.address, timeout_s=60) as client:
+        begun = client.submit(time.sleep, 3)
+        time.sleep(1)
+        running.kill_workers()
+        time.sleep(5)  # looks in vain
+        assert client._n_in_vain
+        running.start_worker()
+        assert begun.result(timeout=60) is None
+        assert delayed(sum)([1, 2]).compute() == 3
+
+
+@pytest.mark.timeout(60)
+def test_only_the_time_in_which_work_waits_counts(until):
+    with dd.connect("threads", n_workers=1, timeout_s=2) as client:
+        client.cluster.scale(0)
+        until(lambda: not client.nthreads())
+        time.sleep(2.5)  # nobody asks for anything: adaptive clusters have no workers then
+        waiting = client.submit(sum, [1, 2])
+        time.sleep(0.6)  # more than from one look to the next
+        client.cluster.scale(1)
+        assert waiting.result(timeout=30) == 3
+
+
+@pytest.mark.timeout(60)
+def test_what_is_known_of_the_workers_is_said_and_asking_may_fail(until):
+    with dd.connect("threads", n_workers=1, timeout_s=0.5) as client:
+        client.cluster.scale(0)
+        until(lambda: not client.nthreads())
+        client.why = lambda: "slurm says of job 7: PENDING (Resources)."
+        with pytest.raises(ClusterError, match=r"within 0\.5 s\. slurm says of job 7: PENDING \(Resources\)\. timeout_s="):
+            delayed(sum)([1, 2]).compute()
+        client.why = lambda: 1 / 0
+        with pytest.raises(CancelledError, match="division by zero"):  # what is submitted to Dask itself ends too
+            client.submit(sum, [1, 2]).result(timeout=30)
+
+
+def test_workers_of_a_scheduler_that_runs_may_have_to_queue():
+    assert (read_spec("tcp://h:1", {}).timeout_s, read_spec("tcp://h:1", {}).patience_s) == (30, 900)
+    assert (read_spec("local", {}).timeout_s, read_spec("local", {}).patience_s) == (60, 60)
+    assert (read_spec("slurm", {}).timeout_s, read_spec("slurm", {}).patience_s) == (900, 900)
+    assert (read_spec("tcp://h:1", {"timeout_s": 7}).timeout_s, read_spec("tcp://h:1", {"timeout_s": 7}).patience_s) == (7, 7)
