@@ -6,27 +6,18 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from typing import Any, Final
 
 import dask
-from distributed import Client, KilledWorker, default_client
-from distributed import scheduler as _scheduler
+from distributed import Client, default_client
 from tornado.ioloop import PeriodicCallback
 
-from daskdecode.errors import ClusterError
+from daskdecode.lost import NO_WORKERS, ends_in_words, said_of
 
-GONE: Final = (
-    *(getattr(_scheduler, name) for name in ("NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)),
-    CancelledError,
-)
-"""What all work ends with where no worker is left (older releases have no NoWorkerError), or the scheduler has gone."""
 _LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1GB"}
 """Gram matrices and masks travel with the graph on purpose: scattered, which Dask advises, they would be lost with their worker."""
 _LOOK_S: Final = 2.0
 """How often a client whose work waits looks for workers, seconds."""
-_NO_WORKERS: Final = "no workers"
-"""The reason that :class:`PatientClient` gives for what it gives up."""
 
 
 class PatientClient(Client):
@@ -71,7 +62,7 @@ class PatientClient(Client):
                 said = f"The workers have gone and none came back within {self.patience_s:g} s. {why} timeout_s= waits longer."
                 for future in self._waiting():
                     # Here only, and whoever waits releases it. Schedulers (to 2026.8) fail in cancel() on what others depend on.
-                    future.cancel(reason=_NO_WORKERS, msg=said)
+                    future.cancel(reason=NO_WORKERS, msg=said)
 
     def _waiting(self) -> list[Any]:
         """States of futures that are not there yet, or not any more."""
@@ -85,11 +76,8 @@ class PatientClient(Client):
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """Compute a graph, as Dask's collections ask for."""
-        try:
-            with dask.config.set(_LARGE):
-                return Client.get(self, *args, **kwargs)
-        except (KilledWorker, *GONE) as error:
-            raise ClusterError(lost(error)) from error
+        with ends_in_words(), dask.config.set(_LARGE):
+            return Client.get(self, *args, **kwargs)
 
     def persist(self, *args: Any, **kwargs: Any) -> Any:
         """Keep what a graph gives on the workers."""
@@ -113,31 +101,3 @@ def _leave_nothing_set() -> None:
             default_client()
         except ValueError:  # there is none
             dask.config.config.pop("scheduler")
-
-
-def lost(error: Exception) -> str:
-    """Why work ended that had no worker or no scheduler left, and what to do."""
-    if isinstance(error, KilledWorker):
-        died = getattr(error.last_worker, "address", error.last_worker)
-        return (
-            f"{error.allowed_failures + 1} workers died while they worked on {error.task!r}, the last at {died}. Most often they lacked "
-            "memory: give memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes "
-            "are taken away often, raise allowed_failures=."
-        )
-    kept = "What was written until then is kept, and the same call goes on from there."
-    if not isinstance(error, CancelledError):  # a scheduler with a no-workers-timeout of its own
-        return f"The workers have gone and none came back: {said_of(error)} {kept}"
-    told = [one.msg for one in _each(error) if getattr(one, "reason", None) == _NO_WORKERS]
-    if told:
-        return f"{told[0]} {kept}"
-    return f"The connection to the scheduler was lost, or the work was cancelled there; the scheduler's log may say why. {kept}"
-
-
-def _each(error: Any) -> list[Any]:
-    """Errors of single futures, which those who wait for several get in groups."""
-    return [one for group in getattr(error, "error_groups", []) for one in group.errors] or [error]
-
-
-def said_of(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,12 +14,13 @@ import dask
 from distributed import Client
 from distributed.security import Security
 
-from daskdecode.cluster.client import PatientClient, said_of
+from daskdecode.cluster.client import PatientClient
 from daskdecode.cluster.options import BATCH, LOCAL
 from daskdecode.cluster.security import security_of
 from daskdecode.cluster.spec import ClusterSpec, read_spec
 from daskdecode.cluster.versions import check_versions
 from daskdecode.errors import ClusterError
+from daskdecode.lost import said_of
 
 _LOOK_S: Final = 3.0
 """How often a cluster without workers is asked whether there is any hope, seconds."""

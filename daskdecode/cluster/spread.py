@@ -69,7 +69,7 @@ def _one_after_another(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T |
 def _on_workers(client: Any, pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception]]:
     from distributed import wait  # not quick to import, and needed only here
 
-    from daskdecode.cluster.client import GONE, lost
+    from daskdecode.lost import GONE, lost
 
     waiting = list(pieces.items())[::-1]
     running: dict[Any, str] = {}
@@ -97,7 +97,7 @@ def _outcome(future: Any) -> Any:
     """What a piece gave, or the exception that ended it."""
     from distributed import KilledWorker
 
-    from daskdecode.cluster.client import lost
+    from daskdecode.lost import lost
 
     try:
         return future.result()
