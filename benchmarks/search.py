@@ -1,7 +1,7 @@
 """A search over folds and settings on worker processes, beside joblib and scikit-learn's GridSearchCV on the same ones; and Hyperband.
 
     python benchmarks/search.py                  # 216 x 40,000, 12 folds x 20 values of C, screening; 2 workers of 1 thread
-    python benchmarks/search.py --hyperband      # pooled subjects, four times the memory of the workers
+    python benchmarks/search.py --hyperband      # pooled subjects, four times the memory of the workers; --keep: with path= as well
     python benchmarks/search.py --voxels 4000 --settings 5
 
 CPU seconds are those of the workers and of the driver; the peak is the largest resident memory of a worker, above what it held before.
@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def _scikit_learn(pids: list[int], x: Any, y: Any, groups: Any, values: Any) -> 
     return watch, search
 
 
-def hyperband(limit: str, times: float) -> None:
-    """Pool a study ``times`` as large as the memory of two workers, and search it."""
+def hyperband(limit: str, times: float, *, keep: bool) -> None:
+    """Pool a study ``times`` as large as the memory of two workers, and search it; then with ``path=``, and once more when all is kept."""
     from dask.utils import parse_bytes
     from scipy.stats import loguniform
     from sklearn.linear_model import SGDClassifier
@@ -157,15 +158,19 @@ def hyperband(limit: str, times: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ds = _pooled_study(Path(folder), nbytes)
 
-        def work(pids: list[int]) -> None:
+        def work(pids: list[int], path: str | None = None) -> None:
             decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20)
             with Watch(pids) as watch:
-                found = dd.search(decoder, ds, {"alpha": loguniform(1e-4, 1e2)}, method="hyperband", n_iter=27)
+                found = dd.search(decoder, ds, {"alpha": loguniform(1e-4, 1e2)}, method="hyperband", n_iter=27, path=path)
             alive = [psutil.pid_exists(pid) for pid in pids]
             print(f"study {ds['bold'].nbytes / 1e9:.1f} GB, two workers of {limit}: {watch}; none restarted: {all(alive)}")
-            print(found)
+            print("\n".join(str(found).splitlines()[:8]), flush=True)
 
         on_workers(work, memory_limit=limit)
+        for _ in range(2 if keep else 0):
+            on_workers(partial(work, path=f"{folder}/kept"), memory_limit=limit)
+            kept = [p.stat().st_size for p in Path(folder, "kept").iterdir()]
+            print(f"kept: {sum(kept) / 1e6:.0f} MB in {len(kept)} files")
 
 
 def _pooled_study(folder: Path, nbytes: int) -> Any:
@@ -201,12 +206,13 @@ def main() -> None:
     parser.add_argument("--voxels", type=int, default=40_000)
     parser.add_argument("--settings", type=int, default=20)
     parser.add_argument("--hyperband", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="Hyperband with path= as well, and once more when all is kept")
     parser.add_argument("--memory-limit", default="600MB", help="of each of two workers, for Hyperband")
     parser.add_argument("--times", type=float, default=4.0, help="the study's size in float32 over the memory of both workers")
     args = parser.parse_args()
     print(machine("dask", "dask-ml", "joblib"))
     if args.hyperband:
-        hyperband(args.memory_limit, args.times)
+        hyperband(args.memory_limit, args.times, keep=args.keep)
     else:
         grid_search(args.voxels, args.settings)
 

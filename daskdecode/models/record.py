@@ -28,7 +28,7 @@ Arrays = dict[str, NDArray[Any]]
 _NOT_CONTENT = NOT_CONTENT | {"cv", "engine"}
 """Beside what no result depends on: folds are told as such, and no score depends on the route."""
 
-_HASHED = ("data", "labels", "runs", "folds", "exchangeable", "confounds", "weights", "settings")
+_HASHED = ("data", "labels", "runs", "folds", "exchangeable", "confounds", "weights", "settings", "groups")
 """Content of which only a digest is known, so that no more can be said than that it differs."""
 
 
@@ -175,16 +175,17 @@ def digest_of(arrays: Iterable[NDArray[Any]]) -> str:
 def data_hash(samples: Samples) -> int:
     """Hash all values with their places, 64 bits: independent of chunks, since a sum modulo 2^64 has no order. Reads the voxels once."""
     blocks = VoxelBlocks(samples.x)
-    return int(blocks.map_sum_with(_hash_block, np.arange(blocks.shape[1], dtype=np.uint64)).compute())
+    return int(blocks.map_sum_with(hash_values, np.arange(blocks.shape[1], dtype=np.uint64)).compute())
 
 
-def _hash_block(x: NDArray[Any], columns: NDArray[np.uint64]) -> np.uint64:
+def hash_values(x: NDArray[Any], columns: NDArray[np.uint64], rows: NDArray[np.uint64] | None = None) -> np.uint64:
+    """Hash part of a matrix, of which these are the numbers of rows (default: all) and columns; sums of such are one of the whole."""
     x = np.ascontiguousarray(x)
     bits = x.view(f"u{x.dtype.itemsize}").astype(np.uint64)
     total = np.uint64(0)
     with np.errstate(over="ignore"):
         by_column = _mix(columns + np.uint64(1))
-        for row, values in enumerate(bits):
+        for row, values in zip(range(len(bits)) if rows is None else rows.tolist(), bits, strict=True):
             place = by_column ^ _mix(np.array([row + 1], dtype=np.uint64) << np.uint64(32))
             total += _mix(values ^ place).sum(dtype=np.uint64)
     return total

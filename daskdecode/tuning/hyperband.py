@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -14,20 +19,27 @@ from dask.utils import format_bytes
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
+from daskdecode.alone import alone
+from daskdecode.engine.moments import Screening
 from daskdecode.engine.plan import memory_budget
-from daskdecode.engine.solvers import Scorer
 from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
+from daskdecode.lost import ends_in_words
+from daskdecode.models.content import NOT_CONTENT, shown
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
-from daskdecode.models.samples import as_samples
-from daskdecode.tuning.incremental import HELD_BLOCKS, Hyperband, SampleBlocks, Split, Workers, workers
+from daskdecode.models.outcome import versions
+from daskdecode.models.record import Record, digest_of, hash_values
+from daskdecode.models.samples import Samples, as_samples
+from daskdecode.tuning.bracket import HELD_BLOCKS
+from daskdecode.tuning.incremental import Hyperband, SampleBlocks, Split, Workers, workers
 from daskdecode.tuning.pooled import (
     BLOCK_NBYTES,
     COPIES,
     SHARE_OF_LIMIT,
     BlockScorer,
     Recipe,
+    Runs,
     as_decoder,
     classes_of,
     decide_on,
@@ -37,9 +49,14 @@ from daskdecode.tuning.pooled import (
     screened,
 )
 from daskdecode.tuning.result import SearchResult
+from daskdecode.tuning.stages import Stages
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+
+_KIND = "Hyperband search"
+
+_FILE = "search.npz"
 
 _HELD_OUT = 0.2
 """Share of the groups that are kept for scoring, and of the rest that choose among the models."""
@@ -54,8 +71,28 @@ class Parts:
     test: dict[Any, list[int]]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of the runs that choose, and of those in each block that trains."""
+
+    validation: list[int]
+    blocks: list[list[int]]
+
+    def as_arrays(self) -> dict[str, NDArray[Any]]:
+        """For the record."""
+        sizes = [len(block) for block in self.blocks]
+        return {"validation": np.array(self.validation), "blocks": np.concatenate(self.blocks), "sizes": np.array(sizes)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Plan:
+        """As it was recorded."""
+        blocks = np.split(arrays["blocks"], np.cumsum(arrays["sizes"])[:-1])
+        return cls(arrays["validation"].tolist(), [block.tolist() for block in blocks])
+
+
+@ends_in_words()
 def search_hyperband(
-    decoder: Any, X: Any, distributions: Any, y: Any, groups: Any, *, n_iter: int, random_state: int, nested: bool
+    decoder: Any, X: Any, distributions: Any, y: Any, groups: Any, *, n_iter: int, random_state: int, nested: bool, path: Any = None
 ) -> SearchResult:
     """Search with Hyperband; see :func:`daskdecode.search`.
 
@@ -65,7 +102,17 @@ def search_hyperband(
     Training runs are shuffled and put together to blocks of up to 64 MiB, so that a block mixes groups. Peak memory of a worker: four
     blocks for each of its threads, two more, and three times the validation samples, which are as many whole runs as a sixteenth of its
     memory holds.
+
+    With a path, the plan, the screening and the nested scores are kept in one file of a folder, and what models have learnt in a file a
+    model. A search that goes on follows the plan that was kept, whatever memory workers have now, so that its numbers are the same.
     """
+    with _alone(path) as folder:
+        return _search(decoder, X, distributions, y, groups, n_iter=n_iter, random_state=random_state, nested=nested, folder=folder)
+
+
+def _search(
+    decoder: Any, X: Any, distributions: Any, y: Any, groups: Any, *, n_iter: int, random_state: int, nested: bool, folder: Path | None
+) -> SearchResult:
     found = workers()
     model = _model(decoder, distributions)
     samples = as_samples(X, y, None, decoder.mask)
@@ -76,41 +123,131 @@ def search_hyperband(
     runs = runs_of(samples, who, decoder.standardize)
     parts = _split([who[rows[0]] for rows, _ in runs], random_state, nested=nested)
     budget = memory_budget(decoder.memory_budget) if decoder.memory_budget is not None else found.memory_nbytes
-    validation = _fitting(runs, parts.validation, budget // 16)
-    blocks = _blocks(runs, parts.train, min(BLOCK_NBYTES, budget // (24 * found.n_threads)), n_iter, random_state)
-    _check_memory(runs, blocks, validation, budget, found)
-    y_of = [np.concatenate([codes[runs[r][0]] for r in block]) for block in blocks]
-    _check_classes(classes, np.concatenate(y_of), codes[np.concatenate([runs[r][0] for r in validation])])
+    plan = Plan(
+        _fitting(runs, parts.validation, budget // 16),
+        _blocks(runs, parts.train, min(BLOCK_NBYTES, budget // (24 * found.n_threads)), n_iter, random_state),
+    )
+    _check_memory(runs, plan, budget, found)
+    _check_classes(classes, codes, runs, plan)
     screening = resolve_screening(decoder.screening_percentile, decoder.screening_n_features, samples.grid, samples.x.shape[1])
-    recipes = [Recipe([runs[r][1] for r in block]) for block in blocks]
-    columns = None if screening is None else np.flatnonzero(screened(recipes, y_of, classes.size, screening))
-    chooses = Recipe([runs[r][1] for r in validation], columns)
-    search = Hyperband(model, distributions, max_iter=n_iter, random_state=random_state, scoring=BlockScorer(scorer, classes.size))
+    judge = BlockScorer(scorer, classes.size)
+    search = Hyperband(model, distributions, max_iter=n_iter, random_state=random_state, scoring=judge)
+    asked = {"n_iter": n_iter, "random_state": int(random_state), "nested": nested, "screening": repr(screening)}
+    content = {} if folder is None else _content(decoder, samples, who, runs, search.settings()) | asked
+    record = Record(_KIND, None if folder is None else folder / _FILE, content)
+    stages = Stages(folder, {"search": digest_of([np.array(json.dumps(content))])})
+    if "blocks" in record.arrays:
+        plan = Plan.of_arrays(record.arrays)
+        _check_memory(runs, plan, budget, found)
+    else:
+        record.keep(**plan.as_arrays())
+    columns = None if screening is None else _columns(record, runs, plan, codes, classes.size, screening)
+    _train(search, runs, plan, columns, codes, stages)
+    best = search.best_estimator_
+    result = _result(search, decoder, model)
+    result.best_decoder_ = as_decoder(decoder, best, columns, samples, classes)
+    if nested:
+        if "nested_scores" not in record.arrays:
+            record.keep(nested_scores=_score_groups(runs, parts.test, columns, best, codes, judge))
+        result.nested_scores_ = record.arrays["nested_scores"]
+        result.nested_params_ = [result.best_params_] * len(parts.test)
+    return result
+
+
+def _train(search: Hyperband, runs: Runs, plan: Plan, columns: Ints | None, codes: Ints, stages: Stages) -> None:
+    """Let dask-ml train on blocks and choose on the validation runs."""
+    y_of = [np.concatenate([codes[runs[r][0]] for r in block]) for block in plan.blocks]
+    recipes = [Recipe([runs[r][1] for r in block], columns) for block in plan.blocks]
+    chooses = Recipe([runs[r][1] for r in plan.validation], columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # each call of partial_fit is one epoch
         search.fit(
-            Split(SampleBlocks.of(load, [r.keeping(columns) for r in recipes]), _whole(chooses)),
+            Split(SampleBlocks.of(load, recipes), _whole(chooses)),
             Split(
                 da.from_array(np.concatenate(y_of), chunks=(tuple(map(len, y_of)),)),
-                da.from_array(codes[np.concatenate([runs[r][0] for r in validation])], chunks=-1),
+                da.from_array(codes[np.concatenate([runs[r][0] for r in plan.validation])], chunks=-1),
             ),
-            classes=np.arange(classes.size),
+            stages=stages,
+            classes=np.arange(search.scoring.n_classes),
         )
+
+
+def _result(search: Hyperband, decoder: Decoder, model: Any) -> SearchResult:
     table: dict[str, Any] = {name: list(v) if name == "params" else v for name, v in search.cv_results_.items()}
     table["rank_test_score"] = ranks_of(table["partial_fit_calls"], table["test_score"], search.best_index_)
-    result = SearchResult(
+    return SearchResult(
         table,
         search.best_index_,
         method="hyperband",
         scoring=decoder.scoring if isinstance(decoder.scoring, str) else decoder._default_scoring,
         estimator=" ".join(str(model).split()),
         best_estimator_=search.best_estimator_,
-        best_decoder_=as_decoder(decoder, search.best_estimator_, columns, samples, classes),
     )
-    if nested:
-        result.nested_scores_ = _score_groups(runs, parts.test, columns, search.best_estimator_, codes, scorer, classes.size)
-        result.nested_params_ = [result.best_params_] * len(parts.test)
-    return result
+
+
+def _columns(record: Record, runs: Runs, plan: Plan, codes: Ints, n_classes: int, screening: Screening) -> Ints:
+    """Voxels that screening keeps, worked out once."""
+    if "columns" not in record.arrays:
+        recipes = [Recipe([runs[r][1] for r in block]) for block in plan.blocks]
+        y_of = [np.concatenate([codes[runs[r][0]] for r in block]) for block in plan.blocks]
+        record.keep(columns=np.flatnonzero(screened(recipes, y_of, n_classes, screening)))
+    return record.arrays["columns"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is kept
+
+
+@contextlib.contextmanager
+def _alone(path: Any) -> Iterator[Path | None]:
+    """Say before any long work whether a folder can be used and what is in it be read, and keep other searches from it."""
+    if path is None:
+        yield None
+        return
+    folder = Path(path)
+    if (folder.exists() and not folder.is_dir()) or not folder.parent.is_dir():
+        raise DecodingError(f"path={str(path)!r}: method='hyperband' keeps a file a model, and needs a folder, in one that exists.")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise DecodingError(f"The folder {folder} cannot be written to. Give another path.")
+    with alone(folder / ".lock", f"Another {_KIND} writes to {folder}", DecodingError), _of_folder():
+        Record.check(folder / _FILE, _KIND)
+        Stages.check(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def _of_folder() -> Iterator[None]:
+    """A file alone is not to be deleted: the others would be of another search."""
+    try:
+        yield
+    except DecodingError as error:
+        if "delete the file" not in str(error):
+            raise
+        raise DecodingError(str(error).replace("delete the file", "delete its folder")) from error
+
+
+def _content(decoder: Decoder, samples: Samples, who: NDArray[Any], runs: Runs, settings: Sequence[Any]) -> dict[str, Any]:
+    """What scores depend on, JSON-able. Reads every value once, inside tasks: one more pass over the data."""
+    not_used = NOT_CONTENT | {"cv", "engine", "param_grid", "tune"}
+    task = dask.delayed(_hash_of, pure=False)
+    hashes = dask.compute([task(Recipe([signals]), rows) for rows, signals in runs])[0]
+    return {
+        "data": f"{samples.x.dtype.str} {samples.x.shape} {sum(map(int, hashes)) % 2**64:016x}",
+        "labels": digest_of([np.asarray(samples.y).astype(str)]),
+        "runs": digest_of([] if samples.groups is None else [samples.groups.astype(str)]),
+        "groups": digest_of([who.astype(str)]),
+        **{name: shown(value) for name, value in decoder.get_params(deep=False).items() if name not in not_used},
+        "settings": digest_of(np.array([shown(setting)]) for setting in settings),
+        **versions(),
+        "dask-ml": version("dask-ml"),
+    }
+
+
+def _hash_of(recipe: Recipe, rows: Ints) -> int:
+    x = load(recipe)
+    return int(hash_values(x, np.arange(x.shape[1], dtype=np.uint64), rows.astype(np.uint64)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is asked
 
 
 def ranks_of(calls: NDArray[Any], scores: NDArray[Any], best: int) -> Ints:
@@ -170,14 +307,14 @@ def _split(group_of_run: Sequence[Any], seed: int, *, nested: bool) -> Parts:
     return Parts([r for g in left for r in of[g]], [r for g in groups if g in validation for r in of[g]], {g: of[g] for g in test})
 
 
-def _fitting(runs: Sequence[tuple[Ints, da.Array]], wanted: Sequence[int], nbytes: int) -> list[int]:
+def _fitting(runs: Runs, wanted: Sequence[int], nbytes: int) -> list[int]:
     """As many whole runs as fit, spread evenly over those wanted; at least one."""
     total = sum(runs[r][1].nbytes for r in wanted)
     n = max(1, min(len(wanted), int(len(wanted) * nbytes // max(total, 1))))
     return [wanted[i] for i in np.unique(np.linspace(0, len(wanted) - 1, n).round().astype(int))]
 
 
-def _blocks(runs: Sequence[tuple[Ints, da.Array]], train: Sequence[int], nbytes: int, n_iter: int, seed: int) -> list[list[int]]:
+def _blocks(runs: Runs, train: Sequence[int], nbytes: int, n_iter: int, seed: int) -> list[list[int]]:
     """Put shuffled runs together to blocks; at least as many as a model sees, where there are as many runs."""
     order = [train[i] for i in np.random.default_rng([seed, 1]).permutation(len(train))]
     most = min(nbytes, sum(runs[r][1].nbytes for r in order) // n_iter)
@@ -193,11 +330,9 @@ def _blocks(runs: Sequence[tuple[Ints, da.Array]], train: Sequence[int], nbytes:
     return blocks
 
 
-def _check_memory(
-    runs: Sequence[tuple[Ints, da.Array]], blocks: Sequence[Sequence[int]], validation: Sequence[int], budget: int, found: Workers
-) -> None:
-    block = int(max(sum(runs[r][1].nbytes for r in b) for b in blocks))
-    chooses = int(sum(runs[r][1].nbytes for r in validation))
+def _check_memory(runs: Runs, plan: Plan, budget: int, found: Workers) -> None:
+    block = int(max(sum(runs[r][1].nbytes for r in b) for b in plan.blocks))
+    chooses = int(sum(runs[r][1].nbytes for r in plan.validation))
     need = COPIES * block * found.n_threads + HELD_BLOCKS * block + 3 * chooses
     if need > SHARE_OF_LIMIT * budget:
         raise MemoryBudgetError(
@@ -207,27 +342,21 @@ def _check_memory(
         )
 
 
-def _check_classes(classes: NDArray[Any], train: Ints, validation: Ints) -> None:
-    for what, codes in (("training", train), ("validation", validation)):
-        missing = [str(c) for k, c in enumerate(classes) if not (codes == k).any()]
+def _check_classes(classes: NDArray[Any], codes: Ints, runs: Runs, plan: Plan) -> None:
+    for what, chosen in (("training", [r for block in plan.blocks for r in block]), ("validation", plan.validation)):
+        there = codes[np.concatenate([runs[r][0] for r in chosen])]
+        missing = [str(c) for k, c in enumerate(classes) if not (there == k).any()]
         if missing:
             raise DecodingError(f"The {what} groups have no samples of {missing[0]!r}. Take another random_state, or leave the class out.")
 
 
 def _score_groups(
-    runs: Sequence[tuple[Ints, da.Array]],
-    test: Mapping[Any, Sequence[int]],
-    columns: Ints | None,
-    model: Any,
-    codes: Ints,
-    scorer: Scorer,
-    n_classes: int,
+    runs: Runs, test: Mapping[Any, Sequence[int]], columns: Ints | None, model: Any, codes: Ints, judge: BlockScorer
 ) -> Floats:
     """Score the best model on each group that had no part in the search."""
     decide, known = dask.delayed(decide_on, pure=False), dask.delayed(model)
     tasks = [[decide(known, Recipe([runs[r][1]], columns)) for r in own] for own in test.values()]
     (found,) = dask.compute(tasks)
-    judge = BlockScorer(scorer, n_classes)
     rows = [np.concatenate([runs[r][0] for r in own]) for own in test.values()]
     return np.array([judge.of(np.concatenate(parts), codes[which]) for parts, which in zip(found, rows, strict=True)])
 

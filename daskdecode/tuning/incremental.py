@@ -6,8 +6,12 @@ Release 2025.1.0 calls ``dask.delayed`` and ``dask.persist`` inside a coroutine,
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,17 +21,24 @@ from uuid import uuid4
 import dask
 import psutil
 from dask.delayed import Delayed
-from dask_ml.model_selection import HyperbandSearchCV, _incremental
-from distributed import Future, default_client
+from dask_ml.model_selection import HyperbandSearchCV, _hyperband, _incremental
+from distributed import default_client
 from distributed import futures_of as distributed_futures_of
 
 from daskdecode.errors import DecodingError
-from daskdecode.tuning.dask_ml import RETRIES
-
-HELD_BLOCKS = 2
-"""Blocks of samples that the search holds besides those that fits wait for: of this round, and of the next, which is begun beforehand."""
+from daskdecode.tuning.bracket import Blocks, Bracket
+from daskdecode.tuning.stages import Stages
 
 _NEEDS_STAND_IN = ("2025.1.0",)
+
+_LOOK_S = 0.1
+"""How often it is looked for what has ended, to keep it: what a kill loses is what ended since."""
+
+_SHARE_OF_KEEPING = 0.25
+"""Of the time, at most, in which what has ended is fetched and written: large models are kept less often."""
+
+_bracket: ContextVar[Bracket | None] = ContextVar("bracket", default=None)
+"""Whose models are asked for: dask-ml goes through each bracket in an asyncio task of its own."""
 
 
 @dataclass(frozen=True)
@@ -95,28 +106,77 @@ class Hyperband(HyperbandSearchCV):  # type: ignore[misc]
     ``fit(Split(SampleBlocks, dask array), Split(dask array, dask array), **fit_params)``; blocks of X and of y must correspond.
     """
 
-    def fit(self, X: Split, y: Split, **fit_params: Any) -> Hyperband:
-        """Search on the active Client."""
+    def fit(self, X: Split, y: Split, *, stages: Stages | None = None, **fit_params: Any) -> Hyperband:
+        """Search on the active Client; go on from stages that are known, and add to them as they end."""
         _put_stand_in()
-        with warnings.catch_warnings():
-            # A short list has fewer settings than a bracket asks for: then it tries them all.
-            warnings.filterwarnings("ignore", message="The total space of parameters")
-            try:
+        self._stages = Stages(None, {}) if stages is None else stages
+        self._brackets: list[tuple[Bracket, asyncio.Task[Any]]] = []
+        self._blocks = Blocks()
+        try:
+            with warnings.catch_warnings():
+                # A short list has fewer settings than a bracket asks for: then it tries them all.
+                warnings.filterwarnings("ignore", message="The total space of parameters")
                 super().fit(X, y, **fit_params)
-            finally:
-                _incremental.dask.recent.clear()
+        finally:
+            del self._stages, self._brackets, self._blocks  # they hold futures
         return self
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every setting that is tried, bracket by bracket."""
+        searches = super()._get_SHAs(_hyperband._get_hyperband_params(self.max_iter, eta=self.aggressiveness))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The total space of parameters")
+            return [params for search in searches.values() for params in search._get_params()]
+
+    async def _fit(self, X: Split, y: Split, **fit_params: Any) -> Any:
+        ended = asyncio.Event()
+        fitting = asyncio.ensure_future(super()._fit(X, y, **fit_params))
+        keeping = asyncio.ensure_future(self._keep_until(ended))
+        try:
+            await asyncio.wait({fitting, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            if not fitting.done():
+                keeping.result()  # raises: what has ended cannot be kept
+            found = await fitting
+            ended.set()
+            await keeping
+            return found
+        finally:
+            # Nothing is cancelled on the event loop: a Client of which a gather was cancelled gathers nothing any more.
+            ended.set()
+            await asyncio.gather(keeping, return_exceptions=True)
+            # Where one bracket fails, dask-ml lets the others go on.
+            for bracket, _ in self._brackets:
+                bracket.end()
+            await asyncio.gather(fitting, *(task for _, task in self._brackets), return_exceptions=True)
+
+    async def _keep_until(self, ended: asyncio.Event) -> None:
+        while self._stages.are_kept and not ended.is_set():
+            began = time.monotonic()
+            await self._keep()
+            pause = max(_LOOK_S, (time.monotonic() - began) / _SHARE_OF_KEEPING)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), pause)
+        await ended.wait()
+        await self._keep()
+
+    async def _keep(self) -> None:
+        for bracket, _ in self._brackets if self._stages.are_kept else ():
+            for model, found in (await bracket.gather()).items():
+                await asyncio.to_thread(self._stages.keep, model, *found)
 
     def _get_SHAs(self, brackets: Any) -> dict[int, Any]:  # noqa: N802  # dask-ml's name
         searches = super()._get_SHAs(brackets)
-        for search in searches.values():
+        for number, search in searches.items():
             # dask-ml would draw the validation samples one by one, so that samples of one run both train and choose.
-            search._get_train_test_split = _as_split
+            search._get_train_test_split = partial(self._as_split, number)
         return searches  # type: ignore[no-any-return]
 
-
-def _as_split(X: Split, y: Split) -> tuple[Any, Any, Any, Any]:
-    return X.train, X.validation, y.train, y.validation
+    def _as_split(self, number: int, X: Split, y: Split) -> tuple[Any, Any, Any, Any]:
+        bracket, task = Bracket(number, self._stages, self._blocks), asyncio.current_task()
+        assert task is not None  # dask-ml calls from a coroutine
+        self._brackets.append((bracket, task))
+        _bracket.set(bracket)
+        return X.train, X.validation, y.train, y.validation
 
 
 def _put_stand_in() -> None:
@@ -139,52 +199,22 @@ class _DaskForIncremental:
     distributed 2025.3 they refuse. Handing the same graphs to the Client does not wait. Everything else is dask's.
     """
 
-    def __init__(self) -> None:
-        self.recent: dict[Any, Future[Any]] = {}
-
     def __getattr__(self, name: str) -> Any:
         return getattr(dask, name)
 
-    def delayed(self, function: Callable[..., Any]) -> Callable[..., _Submitted]:
-        """Run the function at once, on the cluster, with the priority of the annotation around the call."""
-        return partial(self._submit, dask.delayed(function, pure=False))
-
-    def _submit(self, call: Callable[..., Delayed], *args: Any) -> _Submitted:
-        priority = dask.get_annotations().get("priority", 0)
-        task = call(*(self._on_cluster(a) for a in args))
-        return _Submitted(default_client().compute(task, priority=priority, optimize_graph=False, retries=RETRIES))
-
-    def _on_cluster(self, argument: Any) -> Any:
-        """Future of an argument. A block that all models of a round take is held while they are submitted, so that it is read once."""
-        if isinstance(argument, _Submitted):
-            return argument.future
-        if not isinstance(argument, Delayed):
-            return argument
-        found = self.recent.pop(argument.key, None)
-        if found is None:
-            found = default_client().compute(argument, optimize_graph=False, retries=RETRIES)
-        self.recent[argument.key] = found
-        while len(self.recent) > HELD_BLOCKS:
-            del self.recent[next(iter(self.recent))]
-        return found
+    @staticmethod
+    def delayed(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what trains, or scores, a model of the bracket."""
+        bracket = _bracket.get()
+        if bracket is None:  # a search that is none of ours
+            return dask.delayed(function)  # type: ignore[no-any-return]
+        return {_incremental._partial_fit: bracket.train, _incremental._score: bracket.score}[function]
 
     @staticmethod
     def persist(*collections: Any) -> tuple[Any, ...]:
         """Start what is lazy, but leave blocks of samples."""
         client = default_client()
         return tuple(client.persist(c, optimize_graph=False) if dask.is_dask_collection(c) else c for c in collections)
-
-
-@dataclass(frozen=True)
-class _Submitted:
-    """A task that has been submitted, in the shape in which dask-ml looks for its future."""
-
-    future: Future[Any]
-
-    @property
-    def dask(self) -> dict[Any, Any]:
-        """A graph of one key."""
-        return {self.future.key: self.future}
 
 
 def _futures_of(collection: Any) -> list[Any]:

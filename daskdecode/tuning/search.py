@@ -90,8 +90,9 @@ def search(
         What a fit that fails scores. A setting with a NaN ranks last. Not with ``"hyperband"``.
     path : path, optional
         ``.npz`` file for the scores so far, written each time that a twentieth of the fits has ended. A later call with the same data,
-        settings, parameters and versions goes on from there, and does only the refit where all are there; with others it is refused. Not
-        with ``"hyperband"``, which starts anew.
+        settings, parameters and versions goes on from there, and does only the refit where all are there; with others it is refused. For
+        ``"hyperband"`` a folder, made where there is none, with what each model has learnt and scored, a file a model, written as calls of
+        ``partial_fit`` end. These are pickled: go on only from folders of your own.
     progress : callable, optional
         Called with (problems done, problems in all) as batches end; not by Hyperband.
 
@@ -107,6 +108,10 @@ def search(
         the data are read: ``path`` holds another search. After the search: every fit has failed (also where `error_score` is NaN).
     MemoryBudgetError
         With the arithmetic, where even the smallest steps exceed the decoder's ``memory_budget``.
+    ClusterError
+        Workers died on the same task again and again, or all of them have gone, or the scheduler has.
+    OSError
+        ``path`` cannot be written, as on a full disk; names the file.
 
     Notes
     -----
@@ -115,8 +120,8 @@ def search(
     fitted once a training set. Equal to scikit-learn's ``GridSearchCV`` on the voxels with screening as a step of the pipeline.
 
     Peak memory of a worker: that of :meth:`daskdecode.Decoder.fit` with the same settings. With ``path`` every value is looked at once
-    more, another pass over data that do not fit into memory; and a search that goes on works out anew what training sets see, for those
-    of one batch, but no fit that has been kept.
+    more, another pass over data that do not fit into memory (of Hyperband: another pass always). A search that goes on works out anew
+    what training sets see, for those of one batch, but no fit that has been kept.
 
     References
     ----------
@@ -137,11 +142,11 @@ def search(
             raise DecodingError(f"method='hyperband' takes no {given[0]}: select, clean and balance the samples of each subject first.")
         if error_score != "raise":
             raise DecodingError("method='hyperband' takes no error_score: a fit that fails ends it.")
-        if path is not None:
-            raise DecodingError("method='hyperband' takes no path: of models that are half trained nothing is kept, and it starts anew.")
         from daskdecode.tuning.hyperband import search_hyperband  # distributed is not quick to import
 
-        return search_hyperband(decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested)
+        return search_hyperband(
+            decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested, path=path
+        )
     settings = settings_of(param_distributions, method, int(n_iter), random_state)
     asked = clone(decoder).set_params(
         param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"
