@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from distributed.security import Security
 from tornado.ioloop import PeriodicCallback
 
 from daskdecode.cluster.local import LOOPBACK, dashboard_address
-from daskdecode.cluster.options import OPTIONS
+from daskdecode.cluster.options import OPTIONS, clock
 from daskdecode.cluster.queues import SYSTEMS, BatchSystem, job_states
 from daskdecode.cluster.spec import ClusterSpec
 from daskdecode.errors import ClusterSpecError
@@ -118,11 +119,11 @@ def _of_kind(spec: ClusterSpec) -> dict[str, Any]:
     """What one batch system calls otherwise than the others."""
     if spec.kind == "htcondor":
         return {"disk": f"{spec.get('disk', 4 * 10**9)} B"}
-    seconds = spec.get("walltime")
-    hours, minutes = divmod((seconds or 0) // 60, 60)
-    clock = f"{hours:02d}:{minutes:02d}" + ("" if spec.kind == "lsf" else f":{(seconds or 0) % 60:02d}")
-    account = "account" if spec.kind in ("slurm", "pbs") else "project"
-    return {"walltime": clock if seconds else None, account: spec.get("account")}
+    account = {"account" if spec.kind in ("slurm", "pbs") else "project": spec.get("account")}
+    if (seconds := walltime_s(spec)) is None:
+        return account
+    # LSF has hours and minutes.
+    return account | {"walltime": clock(60 * math.ceil(seconds / 60)).removesuffix(":00") if spec.kind == "lsf" else clock(seconds)}
 
 
 def _worker_arguments(spec: ClusterSpec) -> list[str]:

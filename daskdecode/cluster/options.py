@@ -21,6 +21,7 @@ STARTED: Final = LOCAL | BATCH | REMOTE
 Walltime = int
 """Seconds."""
 
+_LEAST_WALLTIME_S: Final = 300
 _LEAST_NBYTES: Final = 10**6
 """Below it a unit was forgotten: nobody means 16 bytes."""
 
@@ -105,14 +106,22 @@ def memory_nbytes(given: Any) -> int:
 
 
 def _walltime(given: Any) -> Walltime:
-    """Read ``04:00:00``, ``2-00:00:00`` (days first), or seconds: YAML itself reads 10:00:00 without quotes as 36000."""
+    """Read ``04:00:00``, or ``2-00:00:00`` with days first."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", given) if isinstance(given, str) else None
-    if found:
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        given = ((24 * days + hours) * 60 + minutes) * 60 + seconds
-    if not isinstance(given, int) or isinstance(given, bool) or given < 300:
-        raise ValueError("at least five minutes, as HH:MM:SS or D-HH:MM:SS")
-    return given
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    walltime = ((24 * days + hours) * 60 + minutes) * 60 + seconds
+    if walltime < _LEAST_WALLTIME_S:
+        # 600 and 10:00 are what they are not: hours, minutes or seconds, as the batch system has it.
+        raise ValueError(
+            "at least five minutes, as HH:MM:SS or D-HH:MM:SS, all of it: what is shorter means other times to other batch systems"
+        )
+    return walltime
+
+
+def clock(walltime: Walltime) -> str:
+    """Write a walltime as Slurm, PBS and Grid Engine read it: ``HH:MM:SS``, with as many hours as it takes."""
+    minutes, seconds = divmod(walltime, 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _dashboard(given: Any) -> bool | str:

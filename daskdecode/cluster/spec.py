@@ -16,6 +16,7 @@ from daskdecode.errors import ClusterSpecError, nearest
 _TIMEOUT_S = {"local": 60.0, "threads": 60.0}
 _QUEUED_TIMEOUT_S = 900.0
 _RUNNING_TIMEOUT_S = 30.0
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -88,9 +89,18 @@ def _known(name: str = "") -> str:
     return f"{nearest(name, sorted(STARTED))} Or give an address such as tcp://host:8786, or a YAML file."
 
 
+class _Loader(yaml.SafeLoader):
+    """As :func:`yaml.safe_load`, but 10:00 and 10:00:00 are the text that they are in YAML 1.2, not numbers in base 60."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Return the tag of a node."""
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return self.DEFAULT_SCALAR_TAG if kind is yaml.ScalarNode and ":" in value and tag in _NUMBERS else tag
+
+
 def _from_file(path: Path, said: Mapping[str, Any]) -> ClusterSpec:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # as safe as its base
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterSpecError(f"The cluster file {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except yaml.YAMLError as error:

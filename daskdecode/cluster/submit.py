@@ -18,7 +18,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ import yaml
 
 from daskdecode._version import __version__
 from daskdecode.cluster.batch import complaint, job_options, require
-from daskdecode.cluster.options import BATCH, OPTIONS
+from daskdecode.cluster.options import BATCH, OPTIONS, clock
 from daskdecode.cluster.queues import SYSTEMS, job_states
 from daskdecode.cluster.spec import ClusterSpec
 from daskdecode.errors import ClusterError, ClusterSpecError, nearest
@@ -154,8 +154,14 @@ def _new_folder(jobs: Path, command: str) -> Path:
 
 def _write_spec(path: Path, spec: ClusterSpec) -> None:
     """The description as a file again, so that later changes of the site's file do not reach what is queued."""
-    options = {name: list(value) if isinstance(value, tuple) else value for name, value in spec.options.items()}
-    path.write_text(yaml.safe_dump({"kind": spec.kind, **options}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"kind": spec.kind, **_as_said(spec.options)}), encoding="utf-8")
+
+
+def _as_said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are read."""
+    said = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    said |= {"walltime": clock(options["walltime"])} if "walltime" in options else {}
+    return said | ({"driver": _as_said(options["driver"])} if "driver" in options else {})
 
 
 def _hand_over(spec: ClusterSpec, folder: Path) -> tuple[str, list[str]]:

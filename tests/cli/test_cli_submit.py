@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from daskdecode.cli.command import Group
+from daskdecode.cluster.spec import read_spec
 from daskdecode.engine.workers import active_client
 
 pytest.importorskip("dask_jobqueue")
@@ -39,7 +40,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.chdir(work)
     (work / "site.yaml").write_text(
         "kind: slurm\nthreads_per_worker: 2\nmemory_limit: 2GB\nwalltime: 01:00:00\nsetup: [module load python]\n"
-        "driver: {memory_limit: 1GB, threads_per_worker: 1}\n"
+        "driver: {memory_limit: 1GB, threads_per_worker: 1, walltime: 30:00:00}\n"
     )
 
     def queue(text):
@@ -61,6 +62,7 @@ def test_a_submission_from_queue_to_results(run, site, study, masks, tmp_path):
     script = (tmp_path / "script").read_text()
     assert "#SBATCH --cpus-per-task=1\n" in script
     assert "#SBATCH --mem=954M\n" in script
+    assert "#SBATCH -t 30:00:00\n" in script
     assert "\nmodule load python\nexec " in script
     assert _state(run, name)["state"] == "queued"
     assert _state(run, name)["detail"] == "PENDING (Resources)"
@@ -68,6 +70,9 @@ def test_a_submission_from_queue_to_results(run, site, study, masks, tmp_path):
     kept = (folder / "cluster.yaml").read_text()
     assert "kind: slurm" in kept
     assert "n_workers:\n- 1\n- 3\n" in kept
+    asked = read_spec("site.yaml", {}).options
+    assert asked.items() <= read_spec(folder / "cluster.yaml", {}).options.items()
+    assert (asked["walltime"], asked["driver"]["walltime"]) == (3600, 108000)
 
     site("77|RUNNING|None\n")
     (folder / "cluster.yaml").write_text("kind: threads\nn_workers: 1\n")  # the test has no nodes

@@ -20,8 +20,12 @@ SIZE = {"threads_per_worker": 2, "memory_limit": "8GB"}
 
 def _script(kind, **options):
     """The job script that dask-jobqueue makes of what we tell it."""
-    job = getattr(importlib.import_module(f"dask_jobqueue.{kind}"), queues.SYSTEMS[kind].job)
-    told = batch.job_options(read_spec(kind, {**SIZE, **options}))
+    return _script_of(read_spec(kind, {**SIZE, **options}))
+
+
+def _script_of(spec):
+    job = getattr(importlib.import_module(f"dask_jobqueue.{spec.kind}"), queues.SYSTEMS[spec.kind].job)
+    told = batch.job_options(spec)
     told.pop("shared_temp_directory")
     return job(scheduler="tcp://s:1", name="w", **told).job_script()
 
@@ -51,6 +55,43 @@ def test_a_job_of_each_system(kind, lines, tmp_path):
     # 10 h less a margin, the stagger counted on both sides, ends before the walltime does
     assert "--lifetime 34200s --lifetime-stagger 600s" in command
     assert "--no-dashboard --dashboard-address 127.0.0.1:0" in command
+
+
+@pytest.mark.parametrize("walltime", ["10:00:00", "100:00:00", "01:30:00", "2-00:00:01"])
+@pytest.mark.parametrize("of_site", [False, True])
+def test_every_system_has_the_time_that_is_meant(walltime, of_site, tmp_path):
+    """In a file without quotes, and in Dask's jobqueue.yaml: the header of the job script, and when the worker leaves."""
+    days, hours, minutes, seconds = (int(part) for part in ([] if "-" in walltime else ["0"]) + walltime.replace("-", ":").split(":"))
+    in_all = ((24 * days + hours) * 60 + minutes) * 60 + seconds
+    clock = f"{24 * days + hours:02d}:{minutes:02d}:{seconds:02d}"
+    rounded = f"{24 * days + hours:02d}:{minutes + (seconds > 0):02d}"
+    expected = {
+        "slurm": f"#SBATCH -t {clock}",
+        "pbs": f"#PBS -l walltime={clock}",
+        "sge": f"#$ -l h_rt={clock}",
+        "lsf": f"#BSUB -W {rounded}",
+    }
+    for kind in (*expected, "htcondor"):
+        path = tmp_path / f"{kind}.yaml"
+        said = "" if of_site else f"walltime: {walltime}\n"
+        path.write_text(f"kind: {kind}\nthreads_per_worker: 2\nmemory_limit: 8GB\nlog_folder: {tmp_path}\n{said}")
+        if of_site and kind in ("htcondor", "lsf"):  # which have no time there, or one without seconds
+            continue
+        with dask.config.set({f"jobqueue.{kind}.walltime": walltime} if of_site else {}):
+            lines = _script_of(read_spec(path, {})).splitlines()
+        if kind in expected:
+            assert expected[kind] in lines
+        spread = min(600, in_all // 20)
+        assert any(f"--lifetime {in_all - 3 * spread}s" in line for line in lines)
+
+
+def test_lsf_of_a_site_has_hours_and_minutes(tmp_path):
+    with dask.config.set({"jobqueue.lsf.walltime": "10:00"}):
+        script = _script("lsf", log_folder=str(tmp_path))
+    assert "#BSUB -W 10:00\n" in script
+    assert "--lifetime 34200s" in script
+    with dask.config.set({"jobqueue.lsf.walltime": 600}), pytest.raises(ClusterSpecError, match=r"jobqueue.yaml is 600.*Give walltime="):
+        _script("lsf", log_folder=str(tmp_path))
 
 
 def test_a_job_of_htcondor(tmp_path):

@@ -193,6 +193,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
         ("local", {"tls": {"cert": "a"}}, "ca_file, cert and key"),
         ("local", {"timeout_s": float("nan")}, "timeout_s is nan"),
         ("slurm", {"walltime": "04:00"}, "HH:MM:SS"),
+        ("slurm", {"walltime": 600}, "walltime is 600: expected .*HH:MM:SS.*means other times to other batch systems"),
         ("slurm", {"walltime": "00:01:00"}, "at least five minutes"),
         ("slurm", {"queue": "a\n#SBATCH --exclusive"}, "queue is"),
         ("slurm", {"queue": "a b"}, "queue is"),
@@ -221,6 +222,10 @@ def test_what_is_not_understood_is_refused_before_anything_starts(spec, options,
         ("kind: slurm\nmemory_limit: 16\n", "memory_limit is 16: expected a size such as 4GB .a number alone is bytes"),
         ("kind: address\n", "needs address:"),
         ("kind: slurm\nn_workers: many\n", "n_workers is 'many'"),
+        ("kind: lsf\nwalltime: 10:00\n", "walltime is '10:00': expected .*HH:MM:SS"),
+        ("kind: slurm\nwalltime: 600\n", "walltime is 600: expected .*HH:MM:SS"),
+        ("kind: slurm\ndriver: {walltime: 10:00}\n", "'10:00'.*expected .*HH:MM:SS.*as its walltime"),
+        ("kind: slurm\ntimeout_s: 10:00\n", "timeout_s is '10:00': expected a number"),
     ],
 )
 def test_a_file_that_is_not_understood_is_named(tmp_path, text, said):
@@ -236,7 +241,7 @@ def test_a_file_is_read_and_what_is_said_beside_it_is_stronger(tmp_path):
     path.write_text("kind: slurm\nqueue: long\nwalltime: 10:00:00\nn_workers: [0, 20]\nmemory_limit: 16GB\naccount:\n")
     spec = read_spec(str(path), {"queue": "short", "account": None})
     assert spec.kind == "slurm"
-    # 10:00:00 without quotes is a number in base 60 to YAML
+    # 10:00:00 without quotes is a number in base 60 to YAML 1.1
     assert spec.options == {"queue": "short", "walltime": 36000, "n_workers": (0, 20), "memory_limit": 16 * 10**9}
     assert spec.workers(4) == (0, 20)
     assert read_spec("slurm", {"walltime": "1-02:00:00"}).options == {"walltime": 93600}
