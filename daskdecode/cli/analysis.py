@@ -9,7 +9,21 @@ from typing import Any
 import click
 
 from daskdecode.cli.command import INCOMPLETE, ComputingCommand, in_options, print_json
-from daskdecode.cli.options import CV, ESTIMATOR, LABELS, MASK, MEMORY_BUDGET, SCORING, SCREENING, SESSION
+from daskdecode.cli.options import (
+    CONFOUNDS,
+    CV,
+    ENGINE,
+    ESTIMATOR,
+    LABELS,
+    MASK,
+    MEMORY_BUDGET,
+    SCORING,
+    SCREENING,
+    SESSION,
+    STANDARDIZE,
+    parameters,
+    seed,
+)
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
@@ -93,9 +107,10 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 @LABELS
 @click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder for maps, tables and the report.")
 @MASK
-@click.option("--subject", metavar="LABEL", help="Only this subject.  [default: all]")
+@click.option("--subject", "subjects", multiple=True, metavar="LABEL", help="Only this subject; may be repeated.  [default: all]")
 @SESSION
 @ESTIMATOR
+@parameters("space", help="Values to choose among, as of search, in the place of the estimator's own; may be repeated.")
 @CV
 @click.option(
     "--tune",
@@ -104,26 +119,9 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     show_default=True,
     help="Where hyperparameters are chosen: inside the training runs, or (as nilearn, optimistic) on the fold that is scored.",
 )
-@click.option(
-    "--standardize",
-    type=click.Choice(["zscore_run", "zscore_fold", "zscore_sample", "psc", "none"]),
-    default="zscore_run",
-    show_default=True,
-    help="Scale voxels within runs, by the training samples of each fold, or over all samples.",
-)
-@click.option(
-    "--confounds",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Table with a row a volume: each fold regresses all columns out of the voxels. Of several subjects, a path with {subject} in it.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "dual", "direct"]),
-    default="auto",
-    show_default=True,
-    help="Work on inner products (dual) or on the voxels (direct).",
-)
+@STANDARDIZE
+@CONFOUNDS
+@ENGINE
 @SCORING
 @SCREENING
 @click.option(
@@ -136,6 +134,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
     show_default=True,
     help="What permutations exchange within a run: single volumes, or whole blocks.",
 )
+@seed("Of the permutations.")
 @MEMORY_BUDGET
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 @click.pass_context

@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 
 from daskdecode.cli.command import progress_bar
-from daskdecode.data.select import select_labels
 from daskdecode.errors import DaskDecodeError
 from daskdecode.models.content import shown
 from daskdecode.models.decoder import Decoder
@@ -38,17 +37,19 @@ def run_decode(
     output: Path,
     *,
     labels: Sequence[str] | None,
-    subject: str | None,
+    subjects: Sequence[str],
     session: str | None,
     mask: str | None,
+    space: Mapping[str, Any],
     standardize: str,
     confounds: Path | None,
     permutations: int,
     exchange: str,
+    random_state: int,
     progress: bool,
     **options: Any,
 ) -> dict[str, Any]:
-    """Decode one subject of a store, or all where there are several and none is named, and write everything to a folder.
+    """Decode one subject of a store, or several, all where none is named, and write everything to a folder.
 
     Returns
     -------
@@ -58,13 +59,13 @@ def run_decode(
         one, with ``status`` and ``reason``.
     """
     check_results_folder(output)
-    how: Any = None if standardize == "none" else standardize
-    decoder, asked = Decoder(mask=mask, standardize=how, **options), Permutations(permutations, exchange)
+    decoder = Decoder(mask=mask, param_grid=dict(space) or None, standardize=_scaling(standardize), **options)
+    asked = Permutations(permutations, exchange, random_state)
     stored, unconverted = stored_subjects(store)
-    if subject is None and len(stored) + len(unconverted) > 1:
-        which = {"labels": labels, "session": session, "confounds": confounds}
+    if len(subjects) > 1 or (not subjects and len(stored) + len(unconverted) > 1):
+        which = {"labels": labels, "subjects": subjects or None, "session": session, "confounds": confounds}
         return _run_study(store, decoder, output, **which, permutations=asked, progress=progress)
-    whole = open_subject(store, subject, session)
+    whole = open_subject(store, subjects[0] if subjects else None, session)
     wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
     question = Question(decoder, wanted, session, asked, str(Path.cwd()), confounds)
     piece = DecodeSubject(stored[whole.attrs[SUBJECT]], question, output.absolute())
@@ -80,6 +81,10 @@ def run_decode(
     tested = {} if test is None else {"pvalue": test["pvalue"], "n_permutations": test["n_permutations"]}
     summary: dict[str, Any] = found["summary"]
     return summary | tested | {"results": str(output), "report": str(output / found["report"])}
+
+
+def _scaling(said: str) -> Any:
+    return None if said == "none" else said
 
 
 def _run_study(store: str, decoder: Decoder, output: Path, **options: Any) -> dict[str, Any]:
@@ -109,6 +114,9 @@ def run_search(
     labels: Sequence[str] | None,
     subject: str | None,
     session: str | None,
+    standardize: str,
+    confounds: Path | None,
+    error_score: Any,
     progress: bool,
     **options: Any,
 ) -> SearchResult:
@@ -119,18 +127,18 @@ def run_search(
         check_results_folder(output)
     whole = open_subject(store, subject, session)
     wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
-    decoder, ds = Decoder(**options), select_labels(whole, wanted)
-    how = {"method": method, "n_iter": n_iter, "random_state": random_state, "nested": nested, "refit": False}
+    question = Question(Decoder(standardize=_scaling(standardize), **options), wanted, session, Permutations(), str(Path.cwd()), confounds)
+    ds, decoder = question.prepare(whole, whole.attrs[SUBJECT], None)
+    how: dict[str, Any] = {"method": method, "n_iter": n_iter, "random_state": random_state, "nested": nested, "error_score": error_score}
     with contextlib.ExitStack() as stack:
         path = None
         if output is not None:
-            question = Question(decoder, wanted, session, Permutations(), str(Path.cwd()))
             of_subject = question.fingerprint(stored_subjects(store)[0][whole.attrs[SUBJECT]])
             settings = [shown(setting) for setting in settings_of(space, method, n_iter, random_state)]
             stack.enter_context(claimed(output, "search"))
-            path = partial(output, "search", digest([of_subject, settings, nested]))
+            path = partial(output, "search", digest([of_subject, settings, nested, repr(error_score)]))
         moved = stack.enter_context(progress_bar("Searching", show=progress))
-        found = search(decoder, ds, space, **how, path=path, progress=moved)
+        found = search(decoder, ds, space, **how, refit=False, path=path, progress=moved)
         if output is not None:
             found.write(output)
     return found

@@ -94,3 +94,20 @@ def test_permutations(store, run, tmp_path):
     assert f"{alone['pvalue']:.4g}" == together.stdout.splitlines()[2].split()[-1]
     table = pd.read_csv(tmp_path / "out" / "study_subjects.tsv", sep="\t", index_col="participant_id")
     assert table.loc["sub-02", "pvalue"] == alone["pvalue"]
+
+
+def test_some_subjects_settings_and_a_seed(store, run, tmp_path):
+    asked = ["--subject", "02", "--subject", "sub-01", "--labels", "face,cat", "--mask", "vt", "--estimator", "ridge_classifier"]
+    asked += ["--param", "alphas=3", "--permutations", "9", "--exchange", "blocks", "--seed", "5"]
+    found = run("decode", store, *asked, "--output", tmp_path / "out", "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    decoder = dd.Decoder("ridge_classifier", mask="vt", param_grid={"alphas": [3]}, scoring="roc_auc", screening_percentile=20.0)
+    how = {"permutations": 9, "exchange": "blocks", "random_state": 5, "progress": False}
+    expected = dd.decode_study(store, decoder, labels=["face", "cat"], subjects=["02", "01"], **how)
+    assert [subject["subject"] for subject in told["subjects"]] == ["02", "01"]
+    assert [subject["pvalue"] for subject in told["subjects"]] == expected.pvalue.values.tolist()
+    for subject in told["subjects"]:
+        name = f"sub-{subject['subject']}/func/sub-{subject['subject']}_desc-decoding_permutations.json"
+        test = json.loads((tmp_path / "out" / name).read_text())
+        assert (test["random_state"], test["exchange"]) == (5, "blocks")

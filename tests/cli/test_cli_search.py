@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import dask
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -66,6 +67,42 @@ def test_a_killed_search_goes_on_where_it_was(run, store, tmp_path, monkeypatch)
     assert not (tmp_path / "refused").exists()
 
 
+def test_a_setting_that_fails_ends_it_or_ranks_last(run, store, monkeypatch):
+    fit = Fit.fit
+
+    def fails(self, *args, **kwargs):
+        if self.params == {"C": 10}:
+            raise ValueError("no such C")
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Fit, "fit", fails)
+    command = ["search", store, *ONE, "--param", "C=0.1,10", "--no-nested"]
+    with dask.config.set(scheduler="synchronous"):
+        ended = run(*command)
+        assert ended.exit_code != 0
+        assert "no such C" in ended.stderr
+        found = run(*command, "--error-score", "nan", "--json")
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.stdout)["best_params"] == {"C": 0.1}
+
+
+def test_what_is_said_of_the_data_reaches_the_search(run, store, tmp_path):
+    n_volumes = dd.open_subject(store, "01").sizes["time"]
+    table = pd.DataFrame({"drift": np.linspace(-1, 1, n_volumes) ** 2})
+    table.to_csv(tmp_path / "drift.tsv", sep="\t", index=False)
+    said = ["--standardize", "zscore_fold", "--confounds", tmp_path / "drift.tsv", "--engine", "dual"]
+    result = run("search", store, *ONE, "--param", "C=0.001,0.1", *said, "--json")
+    assert result.exit_code == 0, result.output
+    ds = dd.select_labels(dd.assign_confounds(dd.open_subject(store, "01"), table), ["face", "cat"])
+    decoder = dd.Decoder(mask="vt", standardize="zscore_fold", confounds=["drift"], engine="dual")
+    expected = dd.search(decoder, ds, {"C": [0.001, 0.1]}, refit=False)
+    plain = dd.search(
+        dd.Decoder(mask="vt"), dd.select_labels(dd.open_subject(store, "01"), ["face", "cat"]), {"C": [0.001, 0.1]}, refit=False
+    )
+    assert json.loads(result.stdout)["nested_scores"] == pytest.approx(expected.nested_scores_.tolist())
+    assert expected.cv_results_["mean_test_score"].tolist() != plain.cv_results_["mean_test_score"].tolist()
+
+
 def test_random_settings_and_a_table_as_text(run, store):
     how = ["--param", "C=loguniform(1e-4,10)", "--method", "random", "--n-iter", "3", "--no-nested"]
     result = run("search", store, *ONE, *how)
@@ -84,6 +121,7 @@ def test_random_settings_and_a_table_as_text(run, store):
         (["--param", "C=1", "--param", "C=10"], "'C' is given twice"),
         (["--param", "C=1,10", "--output", __file__], "is a file"),
         (["--param", "C=1,10", "--output", f"{__file__}/out"], "is a file"),
+        (["--param", "C=1,10", "--error-score", "nn"], "expected raise, nan or a number"),
         ([], "--param"),
     ],
 )
