@@ -156,7 +156,7 @@ def permute(
     samples, voxels = decoder._load(samples, voxels, plan, once=once)
     content = None
     if path is not None:
-        more = {"exchangeable": digest_of(units.units), "random_state": random_state}
+        more: dict[str, Any] = {"exchangeable": digest_of(units.units), "random_state": random_state}
         content = fingerprint(decoder.get_params(deep=False), samples, design, **more)
     record = Record(_KIND, path, content)
     labellings = Labellings(decoder, samples, design, plan, voxels)

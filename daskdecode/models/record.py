@@ -136,8 +136,8 @@ def _difference(stored: dict[str, Any], content: dict[str, Any]) -> str:
     return "; ".join(said)
 
 
-def fingerprint(params: Mapping[str, Any], samples: Samples, design: Design, **more: Any) -> dict[str, Any]:
-    """Say what scores depend on, JSON-able; reads the voxels once.
+def fingerprint(params: Mapping[str, Any], samples: Samples, design: Design, *, hashed: int | None = None, **more: Any) -> dict[str, Any]:
+    """Say what scores depend on, JSON-able; reads the voxels once, unless their hash is known.
 
     Parameters
     ----------
@@ -145,12 +145,14 @@ def fingerprint(params: Mapping[str, Any], samples: Samples, design: Design, **m
         Of the decoder, as ``get_params(deep=False)`` gives them.
     samples : Samples
     design : Design
+    hashed : int, optional
+        Hash of all values, :func:`data_hash` or another.
     **more
         What else they depend on, JSON-able.
     """
     folds = [*design.outer, *(split for fold in design.inner or () for split in fold)]
     return {
-        "data": f"{samples.x.dtype.str} {samples.x.shape} {data_hash(samples):016x}",
+        "data": f"{samples.x.dtype.str} {samples.x.shape} {data_hash(samples) if hashed is None else hashed:016x}",
         "labels": digest_of([np.asarray(samples.y).astype(str)]),
         "runs": digest_of([] if samples.groups is None else [samples.groups.astype(str)]),
         "folds": digest_of(part for split in folds for part in split),

@@ -13,6 +13,12 @@ scikit-learn does not see a classifier                 tags of the estimator tha
 ``r2_score`` and ``log_loss`` rely on old scikit-learn scikit-learn's own scorers only, given as functions
 Hyperband stops: "asynchronous Client in a synchronous a stand-in for the name ``dask`` in the module that fits, in
 context" (dask-ml issue 1016)                          ``incremental.py``
+blocks are read ahead of the one model that            models are trained in ``chains.py``, where each task reads its own block, and
+``Incremental`` trains, and fill the memory            put into an ``Incremental`` (:func:`as_incremental`)
+linear models scatter their weights, which are lost    the module that fits finds no Client (:func:`fit_linear`), and weights travel
+with a worker                                          with the graph
+linear models tell two classes apart, and predict True :class:`OneAgainstRest`
+and False
 =====================================================  ================================================================================
 """
 
@@ -20,15 +26,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import dask
+import dask.array as da
 import numpy as np
 from dask.base import get_scheduler
+from dask_glm import algorithms as dask_glm_algorithms
+from dask_ml._utils import copy_learned_attributes
+from dask_ml.linear_model import LogisticRegression
 from dask_ml.model_selection import GridSearchCV
+from dask_ml.wrappers import Incremental, ParallelPostFit
 from distributed import Client
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.utils import get_tags
+
+from daskdecode.errors import DecodingError
 
 RETRIES = 2
 """Times that a task which raised is tried again on a cluster: a file system's hiccup passes, a fault of the estimator does not."""
@@ -115,3 +131,114 @@ class SettingsSearch(GridSearchCV):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         return get_tags(self.estimator)
+
+
+# ---------------------------------------------------------------------------------------------------- models of pooled samples
+
+
+def as_incremental(model: Any, estimator: Any) -> Incremental:
+    """Give a model that was trained block by block dask-ml's ``Incremental``, as if that had trained it, in order of the blocks.
+
+    Parameters
+    ----------
+    model : estimator
+        Trained.
+    estimator : estimator
+        The same, not trained.
+    """
+    found = Incremental(estimator, shuffle_blocks=False)
+    found.estimator_ = model
+    copy_learned_attributes(model, found)
+    return found
+
+
+def as_post_fit(model: Any) -> ParallelPostFit:
+    """Give a fitted model dask-ml's ``ParallelPostFit``, which predicts dask arrays by blocks."""
+    found = ParallelPostFit(model)
+    copy_learned_attributes(model, found)
+    return found
+
+
+def is_linear(estimator: Any) -> bool:
+    """Whether an estimator is one of dask-ml's own classifiers."""
+    return isinstance(estimator, LogisticRegression)
+
+
+def linear_by_default() -> LogisticRegression:
+    """Logistic regression, L2 penalty on weights and intercept; columns as they are, so that C is what it is in scikit-learn."""
+    return LogisticRegression(solver="lbfgs", solver_kwargs={"normalize": False})
+
+
+def fit_linear(estimator: Any, x: da.Array, y: NDArray[np.intp]) -> Any:
+    """Fit a copy of one of dask-ml's linear models to lazy samples (n_samples, n_voxels) and classes 0 and 1.
+
+    Raises
+    ------
+    DecodingError
+        The weights are not finite.
+    """
+    model = clone(estimator)
+    get_client = dask_glm_algorithms.get_distributed_client
+    dask_glm_algorithms.get_distributed_client = _no_client
+    try:
+        with warnings.catch_warnings(), dask.config.set(scheduler=active_get()):
+            warnings.filterwarnings("ignore", message="Dask configuration key 'fuse_ave_width'")
+            warnings.filterwarnings("ignore", message=".*`disp` and `iprint` options")
+            warnings.filterwarnings("ignore", category=RuntimeWarning, message="overflow encountered in exp")
+            model.fit(x, da.from_array(y, chunks=(x.chunks[0],)))
+    finally:
+        dask_glm_algorithms.get_distributed_client = get_client
+    model.coef_, model.intercept_ = np.asarray(model.coef_), float(model.intercept_)
+    if not (np.isfinite(model.coef_).all() and np.isfinite(model.intercept_)):
+        raise DecodingError(f"{estimator} did not converge: its weights are not finite. Give a smaller C, or another solver.")
+    return model
+
+
+def _no_client() -> None:
+    """Nothing: what dask-glm is told of clusters."""
+
+
+class OneAgainstRest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classifier of linear models, for two classes one, for more one for each against the rest.
+
+    Parameters
+    ----------
+    estimators : sequence of fitted estimators
+    classes : ndarray, shape (n_classes,)
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (n_classes,)
+    coef_ : ndarray of float64, shape (1 or n_classes, n_voxels)
+    intercept_ : ndarray of float64, shape (1 or n_classes,)
+    """
+
+    def __init__(self, estimators: Sequence[Any], classes: Any) -> None:
+        self.estimators, self.classes = estimators, classes
+        self.classes_ = np.asarray(classes)
+        self.coef_ = np.stack([np.asarray(e.coef_, dtype=np.float64) for e in estimators])
+        self.intercept_ = np.array([float(e.intercept_) for e in estimators])
+
+    @classmethod
+    def fitted(cls, fit: Callable[..., Any], x: Any, codes: NDArray[np.intp], classes: NDArray[Any]) -> Self:
+        """Fit with ``fit(x, y)`` where y is 1 for the class, 0 for others."""
+        positive = [1] if len(classes) == 2 else range(len(classes))
+        return cls([fit(x, (codes == c).astype(np.intp)) for c in positive], classes)
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Log-odds, shape (n_samples,) for two classes, else (n_samples, n_classes)."""
+        found = np.asarray(X, dtype=np.float64) @ self.coef_.T + self.intercept_
+        return np.asarray(found[:, 0] if self.classes_.size == 2 else found)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict classes."""
+        found = self.decision_function(X)
+        return np.asarray(self.classes_[(found > 0).astype(np.intp) if found.ndim == 1 else found.argmax(axis=1)])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities of the classes, (n_samples, n_classes); of more than two, those against the rest, divided by their sum."""
+        p = expit(self.decision_function(X))
+        return np.stack([1 - p, p], axis=1) if p.ndim == 1 else p / p.sum(axis=1, keepdims=True)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True

@@ -143,7 +143,7 @@ def score_settings(
     raised: float | str = "raise" if error_score == "raise" else -np.inf
     failed = float(error_score) if error_score != "raise" and np.isfinite(float(error_score)) else -np.inf
     size = _batch_size(design, plan, masks, len(every))
-    part = size if record is None else min(size, _part_size(len(every), n_settings))
+    part = size if record is None else min(size, part_size(len(every), n_settings))
     for start in range(found.n_done - found.n_done % size, len(every), size):
         batch = every[start : start + size]
         chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
@@ -160,7 +160,7 @@ def score_settings(
     return found
 
 
-def _part_size(n_every: int, n_settings: int) -> int:
+def part_size(n_every: int, n_settings: int) -> int:
     """How many training sets and problems are scored before they are kept."""
     return max(-(-n_every // SHARES), -(-_FITS_OF_A_THREAD * n_threads_of_all() // n_settings))
 

@@ -23,6 +23,7 @@ from daskdecode.engine.solvers import Scorer
 from daskdecode.engine.sweep import tree_sum
 from daskdecode.errors import DecodingError
 from daskdecode.models.decoder import Decoder
+from daskdecode.models.record import hash_values
 from daskdecode.models.samples import Samples
 
 Floats = NDArray[np.float64]
@@ -123,8 +124,11 @@ def screened(recipes: Sequence[Recipe], y: Sequence[Ints], n_classes: int, scree
 
 
 def _class_sums(recipe: Recipe, codes: Ints, n_classes: int) -> Floats:
+    return sums_of_classes(load(recipe), codes, n_classes)
+
+
+def sums_of_classes(x: NDArray[np.floating], codes: Ints, n_classes: int) -> Floats:
     """Sums over each class and, last, of all squares; (n_classes + 1, n_voxels)."""
-    x = load(recipe)
     sums = np.zeros((n_classes + 1, x.shape[1]))
     for k in range(n_classes):
         sums[k] = x[codes == k].sum(axis=0, dtype=np.float64)
@@ -142,6 +146,87 @@ def f_of_classes(sums: Floats, counts: Ints) -> Floats:
         return np.asarray((between / (n_classes - 1)) / (within / (n - n_classes)))
 
 
+class Block:
+    """Runs that are read together, and what is known of their samples without reading; not a dataclass, which Dask would look into.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    codes : ndarray of int, shape (n_samples_of_block,)
+        Class of each sample.
+    who : ndarray of int, shape (n_samples_of_block,)
+        Number of the group of each sample.
+    """
+
+    def __init__(self, recipe: Recipe, codes: Ints, who: Ints) -> None:
+        self.recipe, self.codes, self.who = recipe, codes, who
+
+
+def blocks_of(runs: Runs, codes: Ints, who: Ints, seed: int) -> list[Block]:
+    """Put shuffled runs together to blocks of up to 64 MiB, so that a block mixes groups.
+
+    The size depends on nothing else: models that learn block by block depend on their blocks, and should not on where they are trained.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(len(runs))
+    return [
+        Block(Recipe([runs[r][1] for r in block]), *(np.concatenate([of[runs[r][0]] for r in block]) for of in (codes, who)))
+        for block in packed(runs, order.tolist(), BLOCK_NBYTES)
+    ]
+
+
+def packed(runs: Runs, order: Sequence[int], nbytes: int) -> list[list[int]]:
+    """Numbers of runs, put together in their order to blocks of up to so many bytes; at least one a block."""
+    blocks: list[list[int]] = []
+    size = 0
+    for r in order:
+        own = int(runs[r][1].nbytes)
+        if not blocks or size + own > nbytes:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(r)
+        size += own
+    return blocks
+
+
+class Look:
+    """What one pass sees of a group of samples.
+
+    Attributes
+    ----------
+    sums : ndarray of float64, shape (n_classes + 1, n_voxels)
+        Sums over each class and, last, of all squares.
+    hashed : int
+        Hash of all values with their places, modulo 2^64.
+    """
+
+    def __init__(self, sums: Floats, hashed: int) -> None:
+        self.sums, self.hashed = sums, hashed
+
+
+def look_at(recipe: Recipe, rows: Ints, codes: Ints, n_classes: int, *, hashing: bool) -> Look:
+    """Look at the runs of a group, one after another, so that no two of them are in memory together.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    rows : ndarray of int, shape (n_samples_of_group,)
+        Numbers of the samples.
+    codes : ndarray of int, shape (n_samples_of_group,)
+        Their classes.
+    n_classes : int
+    hashing : bool
+        Whether their hash is asked for.
+    """
+    sums, hashed, start = np.zeros((n_classes + 1, recipe.shape[1])), 0, 0
+    for run in recipe.runs:
+        x, own = load(Recipe([run])), slice(start, start + run.shape[0])
+        sums += sums_of_classes(x, codes[own], n_classes)
+        if hashing:
+            hashed += int(hash_values(x, np.arange(x.shape[1], dtype=np.uint64), rows[own].astype(np.uint64)))
+        start = own.stop
+    return Look(sums, hashed % 2**64)
+
+
 @dataclass(frozen=True)
 class BlockScorer:
     """Score of a classifier: of two classes the scorer's, of more its mean over one against the rest, as the Decoder's."""
@@ -154,12 +239,13 @@ class BlockScorer:
         return self.of(decisions(model, X), y)
 
     def of(self, decision: Floats, y: Ints) -> float:
-        """Score decisions (n_samples, n_problems)."""
+        """Score decisions (n_samples, n_problems): mean over the problems for which the score is defined."""
         positive = [1] if self.n_classes == 2 else range(self.n_classes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedMetricWarning)
             each = [score_decisions(self.scorer, d, np.where(y == c, 1, -1)) for d, c in zip(decision.T, positive, strict=True)]
-        return float(np.mean(each))
+        defined = np.asarray(each)[~np.isnan(each)]
+        return float(defined.mean()) if defined.size else float("nan")
 
 
 def decisions(model: Any, x: NDArray[np.floating]) -> Floats:

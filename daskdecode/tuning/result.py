@@ -42,7 +42,9 @@ class SearchResult:
     best_decoder_ : Decoder or DecoderRegressor, or None
         Fitted on all samples with the best setting: maps, predictions.
     best_estimator_ : estimator or None
-        Of Hyperband, the best model, fitted on the training samples.
+        Of Hyperband, the best model, fitted on the training samples. Of ``route="stream"``, the best setting fitted on all samples:
+        dask-ml's ``Incremental``, which goes on learning with ``partial_fit``, or its ``ParallelPostFit``: both predict by blocks.
+        It takes samples as ``standardize`` scales them, and of voxels those that screening kept (where ``best_decoder_.coef_`` is not 0).
     method, scoring, estimator : str
     notes_ : list of str
         What a reader of the scores should know.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +17,7 @@ from sklearn.base import clone
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from daskdecode.engine.design import Design, TrainingSet, training_sets
-from daskdecode.errors import DecodingError
+from daskdecode.errors import DecodingError, MemoryBudgetError
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.content import shown
 from daskdecode.models.estimators import check_choice
@@ -29,6 +32,8 @@ Settings = list[dict[str, Any]]
 
 _KIND = "search"
 
+_STREAM = "Or route='stream', for estimators with partial_fit: it reads block by block, whatever the number of samples."
+
 _ROUNDING = 12
 """Decimals in which scores are compared: the order in which a score was summed must not choose a setting."""
 
@@ -41,7 +46,9 @@ def search(
     groups: ArrayLike | None = None,
     *,
     method: Literal["grid", "random", "hyperband"] = "grid",
+    route: Literal["auto", "stream"] = "auto",
     n_iter: int = 10,
+    n_passes: int = 1,
     random_state: int = 0,
     confounds: Any = None,
     sample_weight: ArrayLike | None = None,
@@ -67,7 +74,8 @@ def search(
         What to decode with: estimator, folds, screening, scaling, scoring. It is not changed; its own ``param_grid`` and ``tune`` are
         not used.
     X, y, groups
-        As for :meth:`daskdecode.Decoder.fit`. For ``method="hyperband"`` also what :func:`daskdecode.pool_subjects` returns.
+        As for :meth:`daskdecode.Decoder.fit`. For ``"hyperband"`` and ``"stream"`` also what :func:`daskdecode.pool_subjects` returns, and
+        groups are what is held out whole: subjects where there are several, else runs.
     param_distributions : dict or list of dict
         Lists of values; for ``"random"`` and ``"hyperband"`` also distributions (with ``rvs``). The names are the estimator's
         (``C``; ``pca__n_components`` of a pipeline's step).
@@ -75,17 +83,23 @@ def search(
         ``"grid"``: every setting. ``"random"``: ``n_iter`` of them, those that scikit-learn's ``RandomizedSearchCV`` draws.
         ``"hyperband"``: many settings on few blocks of samples, fewer on more (Li et al. 2018); for estimators with ``partial_fit`` and
         more samples than memory holds. It needs a ``distributed.Client``.
+    route : {"auto", "stream"}, default "auto"
+        ``"stream"``: samples are read block by block inside tasks and never held together, for pooled subjects (many more samples than
+        voxels). For estimators with ``partial_fit``, and for ``dask_ml.linear_model.LogisticRegression``, which ``"logistic"`` then
+        stands for (see Notes). Never taken unasked: models that learn block by block are other models. ``"hyperband"`` always is.
     n_iter : int, default 10
         Settings drawn (``"random"``); blocks of samples that the longest-trained models see (``"hyperband"``).
+    n_passes : int, default 1
+        With ``route="stream"``: how often models with ``partial_fit`` see every block.
     random_state : int, default 0
-        Seed of the draws.
+        Seed of the draws, and of the order of blocks.
     confounds, sample_weight, sample_mask
-        As for :meth:`daskdecode.Decoder.fit`; not with ``"hyperband"``.
+        As for :meth:`daskdecode.Decoder.fit`; not with ``"hyperband"`` or ``"stream"``.
     nested : bool, default True
         Whether to measure what the choice is worth. It takes as many fits as there are training sets inside training sets (66 more for
         12 runs, times the settings), but no other pass over the data where these fit into memory.
     refit : bool, default True
-        Whether to fit ``best_decoder_`` with the best setting; Hyperband has fitted it already.
+        Whether to fit ``best_decoder_`` with the best setting (on the stream also ``best_estimator_``); Hyperband has fitted it already.
     error_score : "raise" or float, default "raise"
         What a fit that fails scores. A setting with a NaN ranks last. Not with ``"hyperband"``.
     path : path, optional
@@ -119,7 +133,13 @@ def search(
     passes that :meth:`daskdecode.Decoder.explain` names; else on the voxels, gathered once. Steps of a pipeline that settings share are
     fitted once a training set. Equal to scikit-learn's ``GridSearchCV`` on the voxels with screening as a step of the pipeline.
 
-    Peak memory of a worker: that of :meth:`daskdecode.Decoder.fit` with the same settings. With ``path`` every value is looked at once
+    On the stream a block is up to 64 MiB of whole runs in random order. Models that learn block by block (all folds, inner folds and
+    settings) are trained side by side, each as dask-ml's ``Incremental`` trains one, and a block is read once for up to 32 of them;
+    another pass scores them on the groups that were held out. Screening takes one pass for all training sets. For ``"logistic"``
+    (``solver="lbfgs"``, L2 penalty on weights and intercept, as scikit-learn's liblinear) every iteration of every fit is a pass over
+    the data. Peak memory of a process: for each thread four blocks (fourteen for ``"logistic"``), and three times the models of a chain.
+
+    Peak memory of a worker otherwise: that of :meth:`daskdecode.Decoder.fit`, same settings. With ``path`` every value is looked at once
     more, another pass over data that do not fit into memory (of Hyperband: another pass always). A search that goes on works out anew
     what training sets see, for those of one batch, but no fit that has been kept.
 
@@ -131,12 +151,16 @@ def search(
     if not isinstance(decoder, BaseDecoder):
         raise DecodingError(f"search takes a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
     check_choice("method", method, ["grid", "random", "hyperband"])
-    if not _is_count(n_iter):
-        raise DecodingError(f"n_iter={n_iter!r} must be a whole number, at least 1.")
+    check_choice("route", route, ["auto", "stream"])
+    for name, count in (("n_iter", n_iter), ("n_passes", n_passes)):
+        if not _is_count(count):
+            raise DecodingError(f"{name}={count!r} must be a whole number, at least 1.")
+    if n_passes != 1 and (route != "stream" or method == "hyperband"):
+        raise DecodingError("n_passes= is for grid and random searches with route='stream': how often models see the data there.")
     if not isinstance(error_score, int | float) and error_score != "raise":
         raise DecodingError(f"error_score={error_score!r} must be 'raise' or a number.")
     of_samples = {"confounds": confounds, "sample_weight": sample_weight, "sample_mask": sample_mask}
-    if method == "hyperband":
+    if method == "hyperband":  # a stream of its own
         given = [name for name, value in of_samples.items() if value is not None]
         if given:
             raise DecodingError(f"method='hyperband' takes no {given[0]}: select, clean and balance the samples of each subject first.")
@@ -148,15 +172,12 @@ def search(
             decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested, path=path
         )
     settings = settings_of(param_distributions, method, int(n_iter), random_state)
-    asked = clone(decoder).set_params(
-        param_grid=[{k: [v] for k, v in s.items()} for s in settings], tune="nested" if nested else "held_out"
-    )
     with Record.alone(path, _KIND) as target:
-        samples, _, design, plan, blocks = _prepared(asked, X, y, groups, of_samples)
-        samples, blocks = asked._load(samples, blocks, plan)
-        sets = training_sets(design)
-        record = None if target is None else Record(_KIND, target, _content(decoder, samples, design, settings, error_score))
-        found = score_settings(blocks, design, sets, plan, error_score=error_score, record=record, progress=progress)
+        asked = _Asked(decoder, X, y, groups, of_samples, settings, nested, error_score, target, progress)
+        if route == "stream":
+            found, design, sets, fit = _by_stream(asked, n_passes=int(n_passes), random_state=random_state)
+        else:
+            found, design, sets, fit = _by_sweeps(asked)
     if np.isneginf(found.scores[..., 0]).all():
         raise DecodingError(
             f"All {found.failed.sum()} fits failed: there is no setting to choose. error_score='raise' shows the first error."
@@ -165,21 +186,82 @@ def search(
     for note in result.notes_:
         warnings.warn(note, stacklevel=2)
     if refit:
-        best = {k: [v] for k, v in result.best_params_.items()}
-        result.best_decoder_ = clone(decoder).set_params(param_grid=best).fit(X, y, groups, **of_samples)
+        result.best_estimator_, result.best_decoder_ = fit(result.best_params_)
     return result
 
 
-def _content(decoder: BaseDecoder, samples: Samples, design: Design, settings: Settings, error_score: float | str) -> dict[str, Any]:
-    """What the scores depend on. How settings were come by is not part of it, nor are the decoder's own, which are not used."""
-    params = {name: value for name, value in decoder.get_params(deep=False).items() if name not in ("param_grid", "tune")}
-    told = digest_of(np.array([shown(setting)]) for setting in settings)
-    return fingerprint(params, samples, design, settings=told, error_score=repr(error_score))
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of a search whose settings are known."""
+
+    decoder: Any
+    X: Any
+    y: Any
+    groups: Any
+    of_samples: dict[str, Any]
+    settings: Settings
+    nested: bool
+    error_score: float | str
+    target: Path | None
+    progress: Callable[[int, int], None] | None
+
+    def record(self, samples: Samples, design: Design, **more: Any) -> Record | None:
+        """Where scores are kept; None where they are not. How settings were come by is not part of its content."""
+        if self.target is None:
+            return None
+        # The decoder's own settings are not used.
+        params = {name: value for name, value in self.decoder.get_params(deep=False).items() if name not in ("param_grid", "tune")}
+        told = digest_of(np.array([shown(setting)]) for setting in self.settings)
+        content = fingerprint(params, samples, design, settings=told, error_score=repr(self.error_score), **more)
+        return Record(_KIND, self.target, content)
 
 
-def _prepared(decoder: BaseDecoder, X: Any, y: Any, groups: Any, of_samples: Mapping[str, Any]) -> Any:
+_Way = tuple[Scored, Design, list[TrainingSet], Callable[[Mapping[str, Any]], tuple[Any, Any]]]
+"""Scores, of what, and what trains the best setting on all samples: an estimator or None, and a decoder or None."""
+
+
+def _by_sweeps(asked: _Asked) -> _Way:
+    """Score on Gram matrices or gathered voxels."""
+    grid = [{k: [v] for k, v in s.items()} for s in asked.settings]
+    decoder = clone(asked.decoder).set_params(param_grid=grid, tune="nested" if asked.nested else "held_out")
+    with _told_of_search():
+        samples, _, design, plan, blocks = decoder._prepare(asked.X, asked.y, asked.groups, **asked.of_samples)
+    samples, blocks = decoder._load(samples, blocks, plan)
+    sets = training_sets(design)
+    record = asked.record(samples, design)
+    found = score_settings(blocks, design, sets, plan, error_score=asked.error_score, record=record, progress=asked.progress)
+
+    def fit(best: Mapping[str, Any]) -> tuple[None, BaseDecoder]:
+        chosen = clone(asked.decoder).set_params(param_grid={k: [v] for k, v in best.items()})
+        return None, chosen.fit(asked.X, asked.y, asked.groups, **asked.of_samples)
+
+    return found, design, sets, fit
+
+
+def _by_stream(asked: _Asked, **how: int) -> _Way:
+    """Score block by block."""
+    from daskdecode.tuning.stream import Stream  # distributed is not quick to import
+
+    given = [name for name, value in asked.of_samples.items() if value is not None]
+    if given:
+        raise DecodingError(f"route='stream' takes no {given[0]}: select, clean and balance the samples of each subject first.")
+    lenient = asked.error_score != "raise"
+    with _told_of_search():
+        stream = Stream.of(asked.decoder, asked.X, asked.y, asked.groups, asked.settings, nested=asked.nested, lenient=lenient, **how)
+    record = None
+    if asked.target is not None:
+        record = asked.record(stream.samples, stream.design, hashed=stream.look(hashing=True), route="stream", groups=stream.told, **how)
+    found = stream.score(error_score=asked.error_score, record=record, progress=asked.progress)
+    return found, stream.design, stream.sets, stream.refit
+
+
+@contextmanager
+def _told_of_search() -> Iterator[None]:
+    """Say what a decoder's checks say in the words of a search."""
     try:
-        return decoder._prepare(X, y, groups, **of_samples)
+        yield
+    except MemoryBudgetError as error:
+        raise MemoryBudgetError(f"{error} {_STREAM}") from error
     except DecodingError as error:
         said = str(error).replace("tune='nested'", "nested=True").replace("tune='held_out' (optimistic)", "nested=False (optimistic)")
         raise DecodingError(said) from error
