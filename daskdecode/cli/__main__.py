@@ -1,5 +1,5 @@
 """``python -m daskdecode.cli``: the command line where its script is not on the path."""
 
-from daskdecode.cli.main import main
+from daskdecode.cli import run
 
-main(prog_name="daskdecode")
+run()

@@ -1,4 +1,4 @@
-"""The entry point ``daskdecode``. Nothing heavy is imported before a command runs, so that ``--help`` is quick."""
+"""The group of all commands. Nothing heavy is imported before a command runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 

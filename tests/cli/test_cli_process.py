@@ -56,6 +56,23 @@ def test_json_alone_on_stdout(store):
     assert result.stderr == ""
 
 
+def test_ctrl_c_while_packages_are_imported_is_130_and_one_line():
+    code = """
+import sys
+from daskdecode.cli import run
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+run()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "Error: Interrupted.\n")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise on Windows")
 def test_ctrl_c_is_130_and_one_line(tmp_path):
     process = subprocess.Popen([*COMMAND, "demo", "--output", str(tmp_path / "demo")], stderr=subprocess.PIPE, text=True)
