@@ -12,6 +12,13 @@ import time
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """What stands still on a batch system is named, with all its threads, long before anybody gives up waiting."""
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(240))
+
+
 @pytest.fixture(scope="session")
 def slurm():
     """Slurm with two idle nodes or more, or a skip that says what is missing. Returns a function that lists the jobs in the queue."""

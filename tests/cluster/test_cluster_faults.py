@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 import dask
 import numpy as np
+import psutil
 import pytest
 
 import daskdecode as dd
@@ -102,10 +104,13 @@ def test_jobs_that_are_killed_all_the_time(slurm, spec, study, expected, tmp_pat
     with dd.connect("slurm", n_workers=2, allowed_failures=1000, **spec) as client:
 
         def kill(n):
-            running = sorted(job for job, state in slurm().items() if state == "RUNNING")
-            if len(client.cluster.scheduler.workers) < 2 or len(running) < 2:
+            # The processes themselves: what scancel kills gets SIGTERM first, and a worker hands on what it holds.
+            asked = [p for p in psutil.process_iter(["cmdline"]) if client.cluster.scheduler_address in (p.info["cmdline"] or [])]
+            if len(client.cluster.scheduler.workers) < 2 or len(asked) < 2:
                 return 0
-            subprocess.run(["scancel", "--signal=KILL", "--full", running[n % len(running)]], check=False)
+            for process in (asked[n % len(asked)], *asked[n % len(asked)].children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             return 1
 
         with _Killer(kill, 3) as killer:
