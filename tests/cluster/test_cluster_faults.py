@@ -80,21 +80,39 @@ class _Killer(threading.Thread):
         self.join()
 
 
+def _kills_processes_of(client, every_s):
+    def kill(n):
+        there = set(client.cluster.scheduler.workers)
+        pids = [worker.pid for worker in client.cluster.workers.values() if worker.pid and worker.worker_address in there]
+        if len(pids) < 2:
+            return 0  # on a busy machine a new one may take longer to come than the killer waits
+        os.kill(pids[n % len(pids)], signal.SIGKILL)
+        return 1
+
+    return _Killer(kill, every_s)
+
+
 @pytest.mark.slow
 def test_processes_that_are_killed_all_the_time(study, expected, tmp_path):
     with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client:
-
-        def kill(n):
-            there = set(client.cluster.scheduler.workers)
-            pids = [worker.pid for worker in client.cluster.workers.values() if worker.pid and worker.worker_address in there]
-            if len(pids) < 2:
-                return 0  # on a busy machine a new one may take longer to come than the killer waits
-            os.kill(pids[n % len(pids)], signal.SIGKILL)
-            return 1
-
-        with _Killer(kill, 5) as killer:
+        with _kills_processes_of(client, 5) as killer:
             _assert_same(_analysis(study, tmp_path / "s.zarr"), expected)
         assert killer.n_killed >= 2
+
+
+@pytest.mark.slow
+def test_searches_on_processes_that_are_killed_all_the_time(study, tmp_path):
+    store = tmp_path / "s.zarr"
+    with dask.config.set(scheduler="threads"):
+        dd.convert(study, store, mask="none", progress=False)
+        expected = _search(store)
+    with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client:
+        begun = time.monotonic()
+        np.testing.assert_allclose(_search(store), expected, rtol=0, atol=1e-10)
+        # A worker that is killed takes the scores that it holds: killed more often than a search takes, it might never end.
+        with _kills_processes_of(client, max(5, time.monotonic() - begun)) as killer:
+            while killer.n_killed < 3:
+                np.testing.assert_allclose(_search(store), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.cluster
