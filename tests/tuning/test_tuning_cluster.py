@@ -95,6 +95,36 @@ def pooled(n_subjects, n_runs, n_volumes, n_voxels):
     return xr.Dataset({"bold": (("time", "voxel"), bold)}, coords=coords, attrs=attrs)
 
 
+def test_a_stream_stays_within_a_worker_that_holds_a_quarter_of_the_study():
+    limit, n_voxels, n_volumes, n_runs = 900 * 2**20, 40_000, 180, 22 * 6
+    labels = np.tile([0, 1], n_runs * n_volumes // 2)
+    noise = da.random.default_rng(0).integers(0, 256, (labels.size, n_voxels), dtype=np.uint8, chunks=(n_volumes, n_voxels))
+    pattern = da.from_array(np.where(np.arange(n_voxels) < 500, 15, 0).astype(np.float32), chunks=-1)
+    x = noise.astype(np.float32) + da.from_array(labels.astype(np.float32), chunks=n_volumes)[:, None] * pattern[None]
+    assert x.nbytes > 4 * limit
+    runs = np.repeat([f"{r:03d}" for r in range(n_runs)], n_volumes)
+    halves = [np.flatnonzero(runs < "066"), np.flatnonzero(runs >= "066")]
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        pids = [nanny.pid for nanny in cluster.workers.values()]
+        peak, stop = [0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(pids, peak, stop))
+        watcher.start()
+        try:
+            decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20, cv=[tuple(halves), tuple(halves[::-1])])
+            found = dd.search(decoder, x, {"alpha": [1e-4, 1e-1]}, labels, runs, route="stream", nested=False, refit=False)
+        finally:
+            stop.set()
+            watcher.join()
+        assert [nanny.pid for nanny in cluster.workers.values()] == pids, "a worker was killed and begun anew"
+        assert peak[0] < 0.7 * limit
+        assert set(client.run(_n_spilled).values()) == {0}
+    print(f"peak {peak[0] / 2**20:.0f} MiB of {limit / 2**20:.0f}, study {x.nbytes / 2**20:.0f} MiB")
+    assert found.best_score_ > 0.9
+
+
 def test_hyperband_stays_within_workers_that_hold_a_quarter_of_the_study():
     limit = 640 * 2**20
     ds = pooled(n_subjects=16, n_runs=6, n_volumes=180, n_voxels=40_000)
