@@ -20,7 +20,7 @@ from daskdecode.store import layout
 from daskdecode.store.claim import claim, one_conversion, require_no_loss, tell_failed
 from daskdecode.store.layout import StoreLike, address, as_store, local_path, reason
 from daskdecode.store.plan import Plan, fingerprints, make_plan
-from daskdecode.store.progress import forget, volumes_read
+from daskdecode.store.progress import forget, volumes_read, wait_for
 from daskdecode.store.replace import forget_other, place_beside, recover, take_place
 from daskdecode.store.request import check_rois, requested_runs
 from daskdecode.store.subjects import attempt
@@ -197,7 +197,12 @@ def _write(store: Store, plan: Plan, expected: Mapping[str, str], *, progress: b
 
     forget(n_volumes)
     with watch("Converting volumes", count, progress=progress):
-        found = dask.compute(*[delayed(attempt, pure=False, traverse=False)(job) for job in jobs])
+        try:
+            found = dask.compute(*[delayed(attempt, pure=False, traverse=False)(job) for job in jobs])
+        except Exception:
+            # Threads go on with what they have begun when another has failed, and would write into the next call's runs.
+            wait_for(n_volumes)
+            raise
     damaged: dict[str, Exception] = {}
     for job, error in zip(jobs, found, strict=True):
         if error is not None:

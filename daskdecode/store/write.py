@@ -17,7 +17,7 @@ from daskdecode.sources.nifti import stream_volumes, voxel_file_order
 from daskdecode.sources.partition import Partition, SourceFile
 from daskdecode.store.layout import create_bold, delete_node, flag_attributes, read_attributes, time_chunk, write_group, write_vector
 from daskdecode.store.plan import source_entry
-from daskdecode.store.progress import counted
+from daskdecode.store.progress import at_work, counted
 from daskdecode.store.read import read_vector
 
 BLOCK_NBYTES: Final = 8 * 2**20
@@ -64,6 +64,10 @@ class WriteFile:
         SourceError
             The file was changed while it was read.
         """
+        with at_work(self.source["path"]):
+            self._write()
+
+    def _write(self) -> None:
         pending = [
             (p, node, fingerprint)
             for p, node, fingerprint in zip(self.file.partitions, self.nodes, self.fingerprints, strict=True)

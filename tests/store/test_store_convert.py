@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -94,6 +95,30 @@ def test_a_full_disk_leaves_an_incomplete_store_which_resumes(tmp_path: Path, ma
         assert not describe(folder)["complete"]
         again(runs, folder)
         assert tree(folder) == reference
+
+
+def test_nobody_writes_any_more_once_a_conversion_has_failed(tmp_path: Path, make_runs) -> None:
+    class Slow(WrapperStore):
+        """One run's values cannot be written; those of another are on their way for a while."""
+
+        n_writing, was_writing = 0, False
+
+        async def set(self, key, value) -> None:
+            if "run-02/bold/c" in key:
+                while not self.n_writing:
+                    await asyncio.sleep(0.01)
+                raise OSError(28, "No space left on device")
+            if "run-01/bold/c" in key:
+                self.n_writing += 1
+                self.was_writing = True
+                await asyncio.sleep(0.5)
+                self.n_writing -= 1
+            await self._store.set(key, value)
+
+    store = Slow(LocalStore(tmp_path / "s.zarr"))
+    with dask.config.set(scheduler="threads", num_workers=2), pytest.raises(StoreError, match="No space left"):
+        again(make_runs(), store)
+    assert store.was_writing and store.n_writing == 0
 
 
 def test_a_disk_full_from_the_start_leaves_nothing(tmp_path: Path, make_runs) -> None:
