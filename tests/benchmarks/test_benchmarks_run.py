@@ -25,6 +25,7 @@ TINY = {
         "largest difference of a score 0",
     ),
     "search.py": (["--voxels", "600", "--settings", "2"], "the peer takes"),
+    "stream.py": ([], "stream: "),
     "voxel_order.py": ([], "Morton"),
 }
 
