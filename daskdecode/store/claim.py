@@ -103,6 +103,7 @@ def claim(store: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: 
         # Before the plan changes: killed in between, the next call finds the same changes again.
         for node in [*voxels, *_no_longer_planned(found, plan)]:
             layout.delete_node(store, node)
+    layout.delete_unfinished(store, ["", *(subject.node for subject in plan.subjects)])
     layout.write_group(store, "", root)
     for subject in plan.subjects:
         if subject.node in voxels:

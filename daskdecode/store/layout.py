@@ -183,6 +183,14 @@ async def _collect(names: AsyncIterator[str]) -> list[str]:
     return [name.strip("/") async for name in names]
 
 
+def delete_unfinished(store: Store, nodes: Iterable[str]) -> None:
+    """Delete what is left of metadata whose writing was cut off: a local store writes a file beside its place and renames it."""
+    root = local_path(store)
+    for folder in [] if root is None else [root / node for node in nodes]:
+        for left in folder.glob("zarr.*.partial"):
+            left.unlink(missing_ok=True)
+
+
 def delete_node(store: Store, path: str) -> None:
     """Delete a node and everything below it; nothing happens where there is none."""
     sync(store.delete_dir(path))

@@ -97,6 +97,16 @@ def test_a_full_disk_leaves_an_incomplete_store_which_resumes(tmp_path: Path, ma
         assert tree(folder) == reference
 
 
+def test_metadata_whose_writing_was_cut_off_leaves_nothing(tmp_path: Path, make_runs, reference) -> None:
+    runs = make_runs()
+    again(runs, tmp_path / "s.zarr")
+    unfinish(tmp_path / "s.zarr")
+    for folder in ("", "sub-1"):
+        (tmp_path / "s.zarr" / folder / "zarr.0123abcd.partial").write_bytes(b"{")
+    again(runs, tmp_path / "s.zarr")
+    assert tree(tmp_path / "s.zarr") == reference
+
+
 def test_nobody_writes_any_more_once_a_conversion_has_failed(tmp_path: Path, make_runs) -> None:
     class Slow(WrapperStore):
         """One run's values cannot be written; those of another are on their way for a while."""
