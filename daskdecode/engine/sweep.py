@@ -238,8 +238,8 @@ def table_limit(block_nbytes: int) -> int:
 
 
 def tree_sum(parts: Sequence[Delayed]) -> Delayed:
-    """Sum pairwise, so that partial results are freed as soon as their neighbour is there."""
-    add = dask.delayed(np.add, pure=False)
+    """Sum pairwise whatever can be added, so that partial results are freed as soon as their neighbour is there."""
+    add = dask.delayed(operator.add, pure=False)
     level = list(parts)
     while len(level) > 1:
         level = [add(*level[i : i + 2]) if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]

@@ -22,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from daskdecode.alone import alone
 from daskdecode.engine.moments import Screening
 from daskdecode.engine.plan import memory_budget
+from daskdecode.engine.sweep import tree_sum
 from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
 from daskdecode.lost import ends_in_words
@@ -29,7 +30,7 @@ from daskdecode.models.content import NOT_CONTENT, shown
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
 from daskdecode.models.outcome import versions
-from daskdecode.models.record import Record, digest_of, hash_values
+from daskdecode.models.record import Record, digest_of
 from daskdecode.models.samples import Samples, as_samples
 from daskdecode.tuning.bracket import HELD_BLOCKS
 from daskdecode.tuning.incremental import Hyperband, SampleBlocks, Split, Workers, workers
@@ -38,15 +39,18 @@ from daskdecode.tuning.pooled import (
     COPIES,
     SHARE_OF_LIMIT,
     BlockScorer,
+    Look,
     Recipe,
     Runs,
     as_decoder,
     classes_of,
     decide_on,
+    f_of_classes,
     groups_of,
     load,
+    looks,
+    packed,
     runs_of,
-    screened,
 )
 from daskdecode.tuning.result import SearchResult
 from daskdecode.tuning.stages import Stages
@@ -133,22 +137,26 @@ def _search(
     judge = BlockScorer(scorer, classes.size)
     search = Hyperband(model, distributions, max_iter=n_iter, random_state=random_state, scoring=judge)
     asked = {"n_iter": n_iter, "random_state": int(random_state), "nested": nested, "screening": repr(screening)}
-    content = {} if folder is None else _content(decoder, samples, who, runs, search.settings()) | asked
+    goes_on = folder is not None and (folder / _FILE).exists()
+    seen = _seen(runs, plan, codes, classes.size, summing=screening is not None and not goes_on, hashing=folder is not None)
+    content = {} if folder is None else _content(decoder, samples, who, search.settings(), seen.hashed) | asked
     record = Record(_KIND, None if folder is None else folder / _FILE, content)
     stages = Stages(folder, {"search": digest_of([np.array(json.dumps(content))])})
-    if "blocks" in record.arrays:
+    if goes_on:
         plan = Plan.of_arrays(record.arrays)
         _check_memory(runs, plan, budget, found)
     else:
-        record.keep(**plan.as_arrays())
-    columns = None if screening is None else _columns(record, runs, plan, codes, classes.size, screening)
-    _train(search, runs, plan, columns, codes, stages)
+        # In one go: a file that is there has all that need not be seen again.
+        columns = {} if screening is None else {"columns": _kept_columns(screening, seen.sums, runs, plan, codes)}
+        record.keep(**plan.as_arrays(), **columns)
+    kept = record.arrays.get("columns")
+    _train(search, runs, plan, kept, codes, stages)
     best = search.best_estimator_
     result = _result(search, decoder, model)
-    result.best_decoder_ = as_decoder(decoder, best, columns, samples, classes)
+    result.best_decoder_ = as_decoder(decoder, best, kept, samples, classes)
     if nested:
         if "nested_scores" not in record.arrays:
-            record.keep(nested_scores=_score_groups(runs, parts.test, columns, best, codes, judge))
+            record.keep(nested_scores=_score_groups(runs, parts.test, kept, best, codes, judge))
         result.nested_scores_ = record.arrays["nested_scores"]
         result.nested_params_ = [result.best_params_] * len(parts.test)
     return result
@@ -185,13 +193,23 @@ def _result(search: Hyperband, decoder: Decoder, model: Any) -> SearchResult:
     )
 
 
-def _columns(record: Record, runs: Runs, plan: Plan, codes: Ints, n_classes: int, screening: Screening) -> Ints:
-    """Voxels that screening keeps, worked out once."""
-    if "columns" not in record.arrays:
-        recipes = [Recipe([runs[r][1] for r in block]) for block in plan.blocks]
-        y_of = [np.concatenate([codes[runs[r][0]] for r in block]) for block in plan.blocks]
-        record.keep(columns=np.flatnonzero(screened(recipes, y_of, n_classes, screening)))
-    return record.arrays["columns"]
+def _seen(runs: Runs, plan: Plan, codes: Ints, n_classes: int, *, summing: bool, hashing: bool) -> Look:
+    """See sums of the runs that train, and the hash of all, reading each run that is needed for it once."""
+    if not (summing or hashing):
+        return Look(np.zeros((0, 0)), 0)
+    trains = [[runs[r] for r in block] for block in plan.blocks]
+    parts = [tree_sum(looks(trains, codes, n_classes, summing=summing, hashing=hashing))]
+    if hashing:
+        others = set(range(len(runs))).difference(*plan.blocks)
+        parts.append(tree_sum(looks([[runs[r]] for r in others], codes, n_classes, summing=False, hashing=True)))
+    found = dask.compute(*parts)
+    return Look(found[0].sums, sum(look.hashed for look in found) % 2**64)
+
+
+def _kept_columns(screening: Screening, sums: Floats, runs: Runs, plan: Plan, codes: Ints) -> Ints:
+    """Voxels that screening keeps."""
+    y = codes[np.concatenate([runs[r][0] for block in plan.blocks for r in block])]
+    return np.flatnonzero(screening.keep(f_of_classes(sums, np.bincount(y, minlength=len(sums) - 1))))
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is kept
@@ -225,13 +243,11 @@ def _of_folder() -> Iterator[None]:
         raise DecodingError(str(error).replace("delete the file", "delete its folder")) from error
 
 
-def _content(decoder: Decoder, samples: Samples, who: NDArray[Any], runs: Runs, settings: Sequence[Any]) -> dict[str, Any]:
-    """What scores depend on, JSON-able. Reads every value once, inside tasks: one more pass over the data."""
+def _content(decoder: Decoder, samples: Samples, who: NDArray[Any], settings: Sequence[Any], hashed: int) -> dict[str, Any]:
+    """What scores depend on, JSON-able."""
     not_used = NOT_CONTENT | {"cv", "engine", "param_grid", "tune"}
-    task = dask.delayed(_hash_of, pure=False)
-    hashes = dask.compute([task(Recipe([signals]), rows) for rows, signals in runs])[0]
     return {
-        "data": f"{samples.x.dtype.str} {samples.x.shape} {sum(map(int, hashes)) % 2**64:016x}",
+        "data": f"{samples.x.dtype.str} {samples.x.shape} {hashed:016x}",
         "labels": digest_of([np.asarray(samples.y).astype(str)]),
         "runs": digest_of([] if samples.groups is None else [samples.groups.astype(str)]),
         "groups": digest_of([who.astype(str)]),
@@ -240,11 +256,6 @@ def _content(decoder: Decoder, samples: Samples, who: NDArray[Any], runs: Runs, 
         **versions(),
         "dask-ml": version("dask-ml"),
     }
-
-
-def _hash_of(recipe: Recipe, rows: Ints) -> int:
-    x = load(recipe)
-    return int(hash_values(x, np.arange(x.shape[1], dtype=np.uint64), rows.astype(np.uint64)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is asked
@@ -318,16 +329,7 @@ def _blocks(runs: Runs, train: Sequence[int], nbytes: int, n_iter: int, seed: in
     """Put shuffled runs together to blocks; at least as many as a model sees, where there are as many runs."""
     order = [train[i] for i in np.random.default_rng([seed, 1]).permutation(len(train))]
     most = min(nbytes, sum(runs[r][1].nbytes for r in order) // n_iter)
-    blocks: list[list[int]] = []
-    size = 0
-    for r in order:
-        own = runs[r][1].nbytes
-        if not blocks or size + own > most:
-            blocks.append([])
-            size = 0
-        blocks[-1].append(r)
-        size += own
-    return blocks
+    return packed(runs, order, most)
 
 
 def _check_memory(runs: Runs, plan: Plan, budget: int, found: Workers) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,15 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.delayed import Delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.exceptions import UndefinedMetricWarning
 
 from daskdecode import schema
 from daskdecode.data.preprocess import standardize_samples
-from daskdecode.engine.moments import Screening
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer
-from daskdecode.engine.sweep import tree_sum
 from daskdecode.errors import DecodingError
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.record import hash_values
@@ -116,17 +115,6 @@ def runs_of(samples: Samples, who: NDArray[Any], how: Any) -> list[tuple[Ints, d
     return found
 
 
-def screened(recipes: Sequence[Recipe], y: Sequence[Ints], n_classes: int, screening: Screening) -> NDArray[np.bool_]:
-    """Voxels with the largest F over the training samples; one pass."""
-    sums = dask.delayed(_class_sums, pure=False)
-    total = tree_sum([sums(recipe, codes, n_classes) for recipe, codes in zip(recipes, y, strict=True)]).compute()
-    return screening.keep(f_of_classes(total, np.bincount(np.concatenate(y), minlength=n_classes)))
-
-
-def _class_sums(recipe: Recipe, codes: Ints, n_classes: int) -> Floats:
-    return sums_of_classes(load(recipe), codes, n_classes)
-
-
 def sums_of_classes(x: NDArray[np.floating], codes: Ints, n_classes: int) -> Floats:
     """Sums over each class and, last, of all squares; (n_classes + 1, n_voxels)."""
     sums = np.zeros((n_classes + 1, x.shape[1]))
@@ -188,41 +176,57 @@ def packed(runs: Runs, order: Sequence[int], nbytes: int) -> list[list[int]]:
     return blocks
 
 
+@dataclass(frozen=True)
 class Look:
-    """What one pass sees of a group of samples.
+    """What a pass sees of samples; that of samples put together is the sum.
 
     Attributes
     ----------
     sums : ndarray of float64, shape (n_classes + 1, n_voxels)
-        Sums over each class and, last, of all squares.
+        Sums over each class and, last, of all squares; of shape (0, n_voxels) where none are asked for.
     hashed : int
-        Hash of all values with their places, modulo 2^64.
+        Hash of all values with their places, modulo 2^64; 0 where none is asked for.
     """
 
-    def __init__(self, sums: Floats, hashed: int) -> None:
-        self.sums, self.hashed = sums, hashed
+    sums: Floats
+    hashed: int
+
+    def __add__(self, other: Look) -> Look:
+        return Look(self.sums + other.sums, (self.hashed + other.hashed) % 2**64)
 
 
-def look_at(recipe: Recipe, rows: Ints, codes: Ints, n_classes: int, *, hashing: bool) -> Look:
-    """Look at the runs of a group, one after another, so that no two of them are in memory together.
+def looks(parts: Iterable[Runs], codes: Ints, n_classes: int, *, summing: bool, hashing: bool) -> list[Delayed]:
+    """Tasks that each give the :class:`Look` of some runs: for screening, and to tell whether data are those of a file, in one pass.
 
     Parameters
     ----------
-    recipe : Recipe
-    rows : ndarray of int, shape (n_samples_of_group,)
-        Numbers of the samples.
-    codes : ndarray of int, shape (n_samples_of_group,)
-        Their classes.
+    parts : iterable of lists of (samples, signals)
+    codes : ndarray of int, shape (n_samples,)
+        Class of each sample.
     n_classes : int
-    hashing : bool
-        Whether their hash is asked for.
+    summing, hashing : bool
+        What is asked for.
+
+    Notes
+    -----
+    Lazy. A task reads one run after another, so that no two of them are in memory together.
     """
-    sums, hashed, start = np.zeros((n_classes + 1, recipe.shape[1])), 0, 0
+    task, found = dask.delayed(_look_at, pure=False), []
+    for own in parts:
+        rows = np.concatenate([rows for rows, _ in own])
+        found.append(task(Recipe([x for _, x in own]), rows, codes[rows], n_classes, summing=summing, hashing=hashing))
+    return found
+
+
+def _look_at(recipe: Recipe, rows: Ints, codes: Ints, n_classes: int, *, summing: bool, hashing: bool) -> Look:
+    sums, hashed, start = np.zeros(((n_classes + 1) * summing, recipe.shape[1])), 0, 0
+    columns = np.arange(recipe.shape[1], dtype=np.uint64)
     for run in recipe.runs:
         x, own = load(Recipe([run])), slice(start, start + run.shape[0])
-        sums += sums_of_classes(x, codes[own], n_classes)
+        if summing:
+            sums += sums_of_classes(x, codes[own], n_classes)
         if hashing:
-            hashed += int(hash_values(x, np.arange(x.shape[1], dtype=np.uint64), rows[own].astype(np.uint64)))
+            hashed += int(hash_values(x, columns, rows[own].astype(np.uint64)))
         start = own.stop
     return Look(sums, hashed % 2**64)
 

@@ -140,8 +140,8 @@ def search(
     the data. Peak memory of a process: for each thread four blocks (fourteen for ``"logistic"``), and three times the models of a chain.
 
     Peak memory of a worker otherwise: that of :meth:`daskdecode.Decoder.fit`, same settings. With ``path`` every value is looked at once
-    more, another pass over data that do not fit into memory (of Hyperband: another pass always). A search that goes on works out anew
-    what training sets see, for those of one batch, but no fit that has been kept.
+    more, another pass over data that do not fit into memory (where blocks are screened, the same pass). A search that goes on works out
+    anew what training sets see, for those of one batch, but no fit that has been kept.
 
     References
     ----------

@@ -40,14 +40,13 @@ from daskdecode.tuning.pooled import (
     COPIES,
     Block,
     Look,
-    Recipe,
     Runs,
     as_decoder,
     blocks_of,
     classes_of,
     f_of_classes,
     groups_of,
-    look_at,
+    looks,
     runs_of,
 )
 
@@ -220,12 +219,9 @@ class Stream:
 
     def look(self, *, hashing: bool) -> int:
         """Read every run once, and keep what screening needs of each group; returns the hash of all values, 0 where none is asked."""
-        task, looks = dask.delayed(look_at, pure=False), []
-        for g in range(int(self.who.max()) + 1):
-            own = [run for run in self.runs if self.who[run[0][0]] == g]
-            rows = np.concatenate([rows for rows, _ in own])
-            looks.append(task(Recipe([x for _, x in own]), rows, self.codes[rows], self.classes.size, hashing=hashing))
-        self.seen = list(dask.compute(*looks, scheduler=active_get()))
+        parts = [[run for run in self.runs if self.who[run[0][0]] == g] for g in range(int(self.who.max()) + 1)]
+        tasks = looks(parts, self.codes, self.classes.size, summing=self.design.screening is not None, hashing=hashing)
+        self.seen = list(dask.compute(*tasks, scheduler=active_get()))
         return sum(look.hashed for look in self.seen) % 2**64
 
     def columns_of(self, train: Ints) -> Ints | None:

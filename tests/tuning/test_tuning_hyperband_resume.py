@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import dask.array as da
@@ -22,7 +23,7 @@ from sklearn.linear_model import SGDClassifier
 import daskdecode as dd
 from daskdecode.alone import alone
 from daskdecode.errors import DecodingError, MemoryBudgetError
-from daskdecode.tuning import hyperband, incremental
+from daskdecode.tuning import hyperband, incremental, pooled
 from daskdecode.tuning.incremental import Workers
 from daskdecode.tuning.stages import Score, Stage, Stages, Which, restored
 
@@ -77,7 +78,7 @@ def client():
     gc.collect()
 
 
-def make(n_subjects=7, n_runs=2, p=90, n_classes=2, seed=0):
+def make(n_subjects=7, n_runs=2, p=120, n_classes=2, seed=0):
     rng = np.random.default_rng(seed)
     pattern = rng.standard_normal((n_classes, p)) * (np.arange(p) < 20)
     x, y, subjects = [], [], []
@@ -156,14 +157,12 @@ def test_a_search_that_ended_early_goes_on_where_it_was(share, n_classes, screen
     assert before >= known
     assert len(known) >= 0.5 * len(before), "next to nothing was kept"
     log.calls.clear()
-    calls = []
-    monkeypatch.setattr(hyperband, "screened", lambda *args: calls.append(args))
+    monkeypatch.setattr(pooled, "sums_of_classes", None)  # what was screened is not screened again
     resumed = searched(path, data=data, screening=screening)
     assert_same(resumed, whole)
     assert not set(log.calls) & known
     assert len(log.calls) == len(set(log.calls))
     assert needed(whole) <= known | set(log.calls)
-    assert not calls
 
 
 def test_what_has_ended_is_read_and_nothing_is_trained(client, tmp_path, log, monkeypatch):
@@ -182,8 +181,41 @@ def test_what_has_ended_is_read_and_nothing_is_trained(client, tmp_path, log, mo
         np.testing.assert_array_equal(again.cv_results_[name], whole.cv_results_[name])
 
 
+READS = Counter()
+
+
+def read(block):
+    READS.update(block[:, 0].tolist())
+    return block
+
+
+class BeforeTrainingError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("screening", [30, None])
+def test_one_pass_screens_and_tells_the_data(screening, client, tmp_path, monkeypatch, log):
+    def stop(search, runs, plan, *args):
+        trained.extend(row for block in plan.blocks for r in block for row in runs[r][0].tolist())
+        raise BeforeTrainingError
+
+    x, y, runs = make()
+    _, counts = np.unique(runs, return_counts=True)
+    chunked = da.from_array(x, chunks=(tuple(counts.tolist()), -1)).map_blocks(read, meta=x[:0])
+    decoder = dd.Decoder(Logged(random_state=0), screening_percentile=None, screening_n_features=screening)
+    monkeypatch.setattr(hyperband, "_train", stop)
+    for path in (None, tmp_path / "kept", tmp_path / "kept"):
+        trained = []
+        READS.clear()
+        with pytest.raises(BeforeTrainingError):
+            dd.search(decoder, chunked, SPACE, y, runs, method="hyperband", n_iter=9, path=path)
+        wanted = range(len(x)) if path is not None else trained if screening is not None else []
+        assert Counter(x[wanted, 0].tolist()) == READS
+        assert 0 < len(trained) < len(x)
+
+
 def test_a_search_goes_on_as_planned_on_other_workers(client, tmp_path, log, monkeypatch):
-    small = Workers(2, 24 * 2 * 4 * 40 * 90 * 8)
+    small = Workers(2, 24 * 2 * 4 * 40 * 120 * 8)
     monkeypatch.setattr(hyperband, "workers", lambda: small)
     whole = searched()
     end_early(client, log, len(needed(whole)) // 2, tmp_path / "kept")
@@ -330,7 +362,8 @@ def test_a_process_that_is_killed_goes_on_where_it_was(client, tmp_path, log):
         assert_same(searched(path, n_iter=27), whole)
         again = set(log.calls) & before
         print(f"killed at {percent} %: {len(missing)} of {len(want)} calls missing, {len(log.calls)} made, {len(again)} of them again")
-        assert len(again) < 0.1 * len(missing)
+        # Two threads may each have ended a call, and on a busy machine another, since it was last looked.
+        assert len(again) < 0.1 * len(missing) + 4
 
 
 @pytest.mark.slow
