@@ -317,7 +317,11 @@ def _nbytes(block: Block) -> int:
 
 
 def _joined(parts: Sequence[Marks]) -> Marks:
-    return Marks(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "failed", "fit_s", "score_s")))
+    """One after another; scores are as wide as those of the training set with the most test sets, which not every part has."""
+    width = max(part.scores.shape[1] for part in parts)
+    scores = [np.pad(part.scores, ((0, 0), (0, width - part.scores.shape[1])), constant_values=np.nan) for part in parts]
+    rest = (np.concatenate([getattr(part, name) for part in parts]) for name in ("failed", "fit_s", "score_s"))
+    return Marks(np.concatenate(scores), *rest)
 
 
 def _with(found: Scored, numbers: range, these: Marks, n_settings: int, failed: float) -> Scored:

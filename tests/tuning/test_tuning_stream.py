@@ -455,3 +455,15 @@ def test_models_are_copied_before_they_learn_more():
     np.testing.assert_array_equal(before.models[0].coef_, weights)
     np.testing.assert_array_equal(one.models[0].coef_, two.models[0].coef_)
     assert not np.array_equal(one.models[0].coef_, weights)
+
+
+def test_three_subjects_on_two_threads_score_as_on_one():
+    # One thread gets the models that one subject tests, the other those that two do.
+    x, y, subjects, runs = make(n_subjects=3)[:4]
+    decoder = dd.Decoder(SGDClassifier(loss="log_loss", random_state=0), screening_percentile=None)
+    found = []
+    for n_threads in (1, 2):
+        with dask.config.set(scheduler="threads", num_workers=n_threads):
+            found.append(dd.search(decoder, dataset(x, y, subjects, runs), {"alpha": [1e-3, 1e-1]}, route="stream", refit=False))
+    np.testing.assert_array_equal(found[1].cv_results_["mean_test_score"], found[0].cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(found[1].nested_scores_, found[0].nested_scores_)
