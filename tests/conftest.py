@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import dask
@@ -11,6 +13,17 @@ import pytest
 
 # Workers in processes of their own unpickle what tests define by its module's name. At the end, so that the installed package comes first.
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+# A scratch folder of this session's own: all that share Dask's usual one wait for its lock. Processes that tests start inherit it.
+_SCRATCH = tempfile.mkdtemp(prefix="daskdecode-tests-")
+os.environ["DASK_TEMPORARY_DIRECTORY"] = _SCRATCH
+dask.config.set(temporary_directory=_SCRATCH)
+
+
+def pytest_unconfigure():
+    """Remove the scratch folder."""
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
