@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,6 +19,9 @@ _LARGE: Final = {"distributed.admin.large-graph-warning-threshold": "1GB"}
 """Gram matrices and masks travel with the graph on purpose: scattered, which Dask advises, they would be lost with their worker."""
 _LOOK_S: Final = 2.0
 """How often a client whose work waits looks for workers, seconds."""
+_QUICK_S: Final = 2.0
+"""Seconds that a warning waits for the queue's own reason."""
+logger = logging.getLogger("daskdecode")
 
 
 class PatientClient(Client):
@@ -52,9 +56,13 @@ class PatientClient(Client):
         client: Any = self  # Dask's own methods have no types
         with contextlib.suppress(OSError):  # a scheduler that has gone is noticed elsewhere
             if not self._waiting() or await client.nthreads():
+                if self._n_in_vain and await client.nthreads():  # short work may be done by now
+                    logger.warning("Workers are back: work goes on.")
                 self._n_in_vain = 0
                 return
             self._n_in_vain += 1
+            if self._n_in_vain == 1:
+                await self._warn()
             if self._n_in_vain < self._n_looks:
                 return
             why = await asyncio.get_running_loop().run_in_executor(None, self._known)
@@ -63,6 +71,15 @@ class PatientClient(Client):
                 for future in self._waiting():
                     # Here only, and whoever waits releases it. Schedulers (to 2026.8) fail in cancel() on what others depend on.
                     future.cancel(reason=NO_WORKERS, msg=said)
+
+    async def _warn(self) -> None:
+        """Say that work waits, with the reason where it is quickly known."""
+        asked = asyncio.get_running_loop().run_in_executor(None, self._known)
+        try:
+            why = await asyncio.wait_for(asked, _QUICK_S)
+        except TimeoutError:
+            why = ""
+        logger.warning("%s", f"There are no workers: work waits for them, at most about {self.patience_s:g} s. {why}".rstrip())
 
     def _waiting(self) -> list[Any]:
         """States of futures that are not there yet, or not any more."""

@@ -102,6 +102,25 @@ def test_what_is_known_of_the_workers_is_said_and_asking_may_fail(until):
             client.submit(sum, [1, 2]).result(timeout=30)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("quick", [True, False])
+def test_it_is_logged_when_work_begins_to_wait_and_when_workers_are_back(until, caplog, quick):
+    with dd.connect("threads", n_workers=1, timeout_s=5) as client:
+        client.why = lambda: "slurm says of job 7: PENDING (Resources)." if quick else time.sleep(4)
+        client.cluster.scale(0)
+        until(lambda: not client.nthreads())
+        waiting = client.submit(sum, [1, 2])
+        until(lambda: [record for record in caplog.records if record.name == "daskdecode"])
+        client.cluster.scale(1)
+        assert waiting.result(timeout=30) == 3
+        until(lambda: len([record for record in caplog.records if record.name == "daskdecode"]) == 2)
+    begun, back = (record for record in caplog.records if record.name == "daskdecode")
+    reason = " slurm says of job 7: PENDING (Resources)." if quick else ""
+    assert begun.getMessage() == "There are no workers: work waits for them, at most about 5 s." + reason
+    assert back.getMessage() == "Workers are back: work goes on."
+    assert {begun.levelname, back.levelname} == {"WARNING"}
+
+
 def test_workers_of_a_scheduler_that_runs_may_have_to_queue():
     assert (read_spec("tcp://h:1", {}).timeout_s, read_spec("tcp://h:1", {}).patience_s) == (30, 900)
     assert (read_spec("local", {}).timeout_s, read_spec("local", {}).patience_s) == (60, 60)
