@@ -57,10 +57,18 @@ def free_on_workers_nbytes() -> float:
     return float(min([limit_nbytes(), *(max(0, nbytes) for nbytes in left)]))
 
 
+def workers_of(client: Any) -> list[dict[str, Any]]:
+    """What the scheduler of a :class:`distributed.Client` knows of each of its workers."""
+    while True:
+        info = client.scheduler_info(n_workers=-1)
+        # Every 2 s the client asks by itself, for no workers at all, and may put that answer in the place of ours (distributed 2026.8).
+        if len(info["workers"]) >= info.get("n_workers", 0):
+            return list(info["workers"].values())
+
+
 def _limited_workers() -> list[dict[str, Any]]:
     client = active_client()
-    workers = [] if client is None else client.scheduler_info(n_workers=-1)["workers"].values()
-    return [worker for worker in workers if worker["memory_limit"]]
+    return [] if client is None else [worker for worker in workers_of(client) if worker["memory_limit"]]
 
 
 def room_nbytes(memory_limit: int, packages_nbytes: int) -> int:

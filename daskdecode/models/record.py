@@ -86,7 +86,12 @@ class Record:
             yield None
             return
         found = Record.check(path, kind)
-        with alone(found.with_name(f".{found.name}.lock"), f"Another {kind} writes to {found}", DecodingError):
+        with contextlib.ExitStack() as stack:
+            try:
+                mark = found.with_name(f".{found.name}.lock")
+                stack.enter_context(alone(mark, f"Another {kind} writes to {found}", DecodingError))
+            except OSError as error:
+                raise DecodingError(f"The folder {found.parent} cannot be written to: {error.strerror}. Give another path.") from error
             yield found
 
     def keep(self, **arrays: NDArray[Any]) -> None:

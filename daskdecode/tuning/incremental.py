@@ -25,6 +25,7 @@ from dask_ml.model_selection import HyperbandSearchCV, _hyperband, _incremental
 from distributed import default_client
 from distributed import futures_of as distributed_futures_of
 
+from daskdecode.engine.workers import workers_of
 from daskdecode.errors import DecodingError
 from daskdecode.tuning.bracket import Blocks, Bracket
 from daskdecode.tuning.stages import Stages
@@ -64,7 +65,7 @@ def workers() -> Workers:
             "method='hyperband' trains and drops models while they run, which needs a cluster: call dd.connect() first (or "
             "dd.connect('tcp://...'), or distributed.Client())."
         ) from error
-    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    known = workers_of(client)
     if not known:
         raise DecodingError("method='hyperband' found no workers on the cluster. Wait for them: client.wait_for_workers(1).")
     # A worker without a limit has what the machine has.

@@ -220,7 +220,10 @@ def _by_sweeps(asked: _Asked) -> _Way:
     grid = [{k: [v] for k, v in s.items()} for s in asked.settings]
     decoder = clone(asked.decoder).set_params(param_grid=grid, tune="nested" if asked.nested else "held_out")
     with _told_of_search():
-        samples, _, design, plan, blocks = decoder._prepare(asked.X, asked.y, asked.groups, **asked.of_samples)
+        try:
+            samples, _, design, plan, blocks = decoder._prepare(asked.X, asked.y, asked.groups, **asked.of_samples)
+        except MemoryBudgetError as error:
+            raise MemoryBudgetError(f"{error} {_STREAM}") from error
     samples, blocks = decoder._load(samples, blocks, plan)
     sets = training_sets(design)
     record = asked.record(samples, design)
@@ -255,8 +258,6 @@ def _told_of_search() -> Iterator[None]:
     """Say what a decoder's checks say in the words of a search."""
     try:
         yield
-    except MemoryBudgetError as error:
-        raise MemoryBudgetError(f"{error} {_STREAM}") from error
     except DecodingError as error:
         said = str(error).replace("tune='nested'", "nested=True").replace("tune='held_out' (optimistic)", "nested=False (optimistic)")
         raise DecodingError(said) from error

@@ -258,6 +258,8 @@ def test_a_file_that_is_no_search_is_named_before_data_are_read(tmp_path):
     cut.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
     refused(cut, "cut.npz is damaged")
     refused(tmp_path / "no" / "such.npz", "must be a file in an existing folder")
+    if Path("/proc").is_dir():  # which nobody can write to, whatever it says
+        refused(Path("/proc/such.npz"), "cannot be written to")
 
 
 def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
