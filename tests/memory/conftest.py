@@ -65,6 +65,8 @@ def decode_apart():
         work |= {"memory_budget": memory_budget, "allowance_nbytes": allowance_nbytes}
         command = [sys.executable, str(Path(__file__).with_name("decode_apart.py")), json.dumps(work)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        if allowance_nbytes is not None and done.returncode < 0 and "allocating memory" in done.stdout:
+            return {"out_of_memory": True}  # Blosc met the limit: it says so, and dies
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
