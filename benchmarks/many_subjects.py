@@ -207,16 +207,16 @@ def scaling(folder: Path, n_subjects: int) -> None:
     dd.convert(simulate(folder, n_subjects, (24, 28, 22), 6), store, progress=False)
     decoder = dd.Decoder("svc", memory_budget="1GB")
     found: dict[int, Any] = {}
-    walls, longest = {}, {}
-    for n_workers in (1, 2):
+    walls, longest = {1: np.inf, 2: np.inf}, {1: np.inf, 2: np.inf}
+    for n_workers in (1, 2) * 2:  # the best of two rounds, as cores are shared
         with LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
             dd.decode_study(store, decoder, labels=LABELS, permutations=2, progress=False)  # imports and compiles
             before, begun = client.run(time.process_time), time.perf_counter()
             found[n_workers] = dd.decode_study(store, decoder, labels=LABELS, permutations=40, progress=False)
-            walls[n_workers] = time.perf_counter() - begun
+            wall = time.perf_counter() - begun
             each = [after - before[address] for address, after in client.run(time.process_time).items()]
-            longest[n_workers] = max(each)
-        print(f"{n_workers} workers: {walls[n_workers]:.1f} s; processor seconds of each worker {[round(s, 1) for s in each]}")
+            walls[n_workers], longest[n_workers] = min(walls[n_workers], wall), min(longest[n_workers], max(each))
+        print(f"{n_workers} workers: {wall:.1f} s; processor seconds of each worker {[round(s, 1) for s in each]}")
     print(f"wall: {walls[1] / walls[2]:.2f} times as fast; by processor seconds of the busiest worker {longest[1] / longest[2]:.2f}")
     print("same scores:", found[1].identical(found[2]))
 
