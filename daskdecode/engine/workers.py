@@ -17,6 +17,9 @@ _USABLE: Final = 0.7
 _PACKAGES_NBYTES: Final = 320 * 2**20
 """What Python takes on a worker once it has imported all that a decode needs (370 MB were seen with a client and a first fit in it)."""
 
+_N_QUESTIONS: Final = 5
+"""How often a scheduler is asked for its workers, at most."""
+
 
 def active_client() -> Any | None:
     """The :class:`distributed.Client` that is the active scheduler, None where that is another one."""
@@ -59,11 +62,14 @@ def free_on_workers_nbytes() -> float:
 
 def workers_of(client: Any) -> list[dict[str, Any]]:
     """What the scheduler of a :class:`distributed.Client` knows of each of its workers."""
-    while True:
+    info: dict[str, Any] = {"workers": {}}
+    # Every 2 s the client asks by itself, for no workers at all, and may put that answer in the place of ours (distributed 2026.8). Of a
+    # scheduler that has gone it keeps that answer, so we do not ask for ever: whoever sends it work is told what has happened.
+    for _ in range(_N_QUESTIONS):
         info = client.scheduler_info(n_workers=-1)
-        # Every 2 s the client asks by itself, for no workers at all, and may put that answer in the place of ours (distributed 2026.8).
         if len(info["workers"]) >= info.get("n_workers", 0):
-            return list(info["workers"].values())
+            break
+    return list(info["workers"].values())
 
 
 def _limited_workers() -> list[dict[str, Any]]:

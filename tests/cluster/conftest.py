@@ -69,11 +69,10 @@ class Running:
         self.workers = []
         self.scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
         end = time.monotonic() + 60
-        while not self.file.exists():
+        while not (said := self.file.read_text() if self.file.exists() else "").rstrip().endswith("}"):  # it is not written at once
             assert time.monotonic() < end, "no scheduler came up"
             time.sleep(0.1)
-        time.sleep(0.2)  # the file is not written at once
-        self.address = json.loads(self.file.read_text())["address"]
+        self.address = json.loads(said)["address"]
 
     def _start(self, role, *said):
         quiet = ["--dashboard-address", "127.0.0.1:0", "--no-dashboard"]

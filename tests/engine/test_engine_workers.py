@@ -22,3 +22,7 @@ def test_all_workers_are_known_though_the_client_asks_for_none_in_between():
 
 def test_older_schedulers_do_not_say_how_many_there_are():
     assert workers_of(AskedByItselfToo({"workers": {}})) == []
+
+
+def test_a_scheduler_that_has_gone_is_not_asked_for_ever():
+    assert workers_of(AskedByItselfToo(*[{"workers": {}, "n_workers": 1}] * 9)) == []
