@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.linalg
 import xarray as xr
+from dask.base import normalize_token
 
 from daskdecode import schema
 from daskdecode.errors import DecodingError, SourceError, nearest
@@ -234,16 +235,21 @@ def _one_block_of_time(x: da.Array) -> da.Array:
 
 
 class _Bound:
-    """``func`` with its trailing arguments, which dask would take for arrays to be cut into blocks."""
+    """``func`` with its trailing arguments, which dask would take for arrays to be cut into blocks.
+
+    Dask names a task after ``__name__`` (without one: after the object's address) and a token, which it does not look into any further:
+    arrays must be in it by their content, or two arrays that print alike (middles are left out) would be taken for one.
+    """
 
     def __init__(self, func: Callable[..., FloatArray], args: Sequence[Any]) -> None:
         self.func, self.args = func, tuple(args)
+        self.__name__ = func.__name__
 
     def __call__(self, block: FloatArray) -> FloatArray:
         return self.func(block, *self.args)
 
-    def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (self.func, self.args)
+    def __dask_tokenize__(self) -> object:
+        return normalize_token((self.func, self.args))
 
 
 def _each_run(block: FloatArray, rows: Sequence[np.ndarray], func: Callable[..., FloatArray], own: Sequence[Sequence[Any]]) -> FloatArray:

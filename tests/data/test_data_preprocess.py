@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -241,6 +244,32 @@ def test_graphs_have_deterministic_names(subject):
         assert operation(subject()).bold.data.name == operation(subject()).bold.data.name
     other = dd.regress_out(subject(), confounds_for(subject(), seed=2)).bold.data.name
     assert other != OPERATIONS["regress_out"](subject()).bold.data.name
+
+
+@every_operation
+def test_tasks_are_named_after_what_they_do_not_after_an_address(subject, operation):
+    names = operation(subject()).bold.data.dask.layers
+    assert not [name for name in names if " at 0x" in name]
+
+
+def test_a_task_has_the_same_name_in_another_process():
+    once = "import dask.array as da; from daskdecode.data.preprocess import standardize_samples as s"
+    script = f"{once}; print(s(da.ones((6, 4), chunks=(6, 2)), [1, 2, 1, 2, 1, 2], 'zscore_run').name)"
+    names = {subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout for _ in range(2)}
+    assert len(names) == 1
+
+
+def test_runs_that_print_alike_are_not_taken_for_each_other():
+    # NumPy prints the first and last three of more than 1,000 rows.
+    n = 2400
+    x = da.from_array(np.random.default_rng(0).normal(size=(n, 4)), chunks=(n, 2))
+    one = np.tile([1, 2], n // 2)
+    other = one.copy()
+    other[1000:1002] = [2, 1]
+    separately = [standardize_samples(x, runs, "zscore_run").compute() for runs in (one, other)]
+    together = dask.compute(*(standardize_samples(x, runs, "zscore_run") for runs in (one, other)))
+    for got, expected in zip(together, separately, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------------------------
