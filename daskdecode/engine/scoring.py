@@ -7,11 +7,12 @@ therefore computed here, by the same arithmetic in the same order, so that they 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import get_scorer
 
 from daskdecode.engine.moments import Bools, Floats, Ints
 from daskdecode.engine.solvers import Scorer
@@ -51,9 +52,14 @@ def score_decisions(scorer: Scorer, decision: Floats, target: Ints) -> float:
 
 def _quick(scorer: Scorer) -> Callable[[Floats, Bools], float] | None:
     """Return what gives the same score without the checks, for the plain scorers of ROC AUC and of accuracy."""
-    # Read with getattr: a scorer of another kind, or of another version of scikit-learn, is then asked itself.
-    plain = getattr(scorer, "_sign", None) == 1 and getattr(scorer, "_kwargs", None) == {}
-    return _QUICK.get(getattr(scorer, "_score_func", None)) if plain else None
+    # Of the same function there are scorers that see other things: make_scorer(roc_auc_score) ranks predictions, not decisions.
+    seen = _seen_by(scorer)
+    return next((quick for plain, quick in _QUICK if seen == plain), None)
+
+
+def _seen_by(scorer: Scorer) -> tuple[Any, ...]:
+    """What decides a scorer's result. Read with getattr: one of another kind, or of another scikit-learn, is then asked itself."""
+    return tuple(getattr(scorer, name, scorer) for name in ("_score_func", "_response_method", "_sign", "_kwargs"))
 
 
 def _roc_auc(decision: Floats, positive: Bools) -> float:
@@ -73,4 +79,4 @@ def _accuracy(decision: Floats, positive: Bools) -> float:
     return float(np.average((decision > 0) == positive))
 
 
-_QUICK: dict[object, Callable[[Floats, Bools], float]] = {roc_auc_score: _roc_auc, accuracy_score: _accuracy}
+_QUICK = [(_seen_by(get_scorer("roc_auc")), _roc_auc), (_seen_by(get_scorer("accuracy")), _accuracy)]

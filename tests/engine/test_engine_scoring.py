@@ -40,6 +40,8 @@ def test_the_common_scorers_are_not_asked(name, monkeypatch):
         get_scorer("neg_log_loss"),
         make_scorer(accuracy_score, normalize=False),
         make_scorer(accuracy_score, greater_is_better=False),
+        make_scorer(roc_auc_score),  # of predictions, by scikit-learn's default
+        make_scorer(roc_auc_score, response_method="predict_proba"),
         lambda estimator, X, y: float(estimator.predict(X) @ y),
     ],
 )
