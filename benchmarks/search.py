@@ -73,7 +73,7 @@ def _import() -> None:
     import nilearn.decoding  # noqa: F401
     import sklearn.svm  # noqa: F401
 
-    import daskdecode.tuning.hyperband
+    import daskdecode.tuning.pooled.hyperband
     import daskdecode.tuning.search
 
     x = np.random.default_rng(0).standard_normal((24, 40))

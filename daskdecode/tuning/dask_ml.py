@@ -12,9 +12,9 @@ scikit-learn does not see a classifier                 tags of the estimator tha
 ``"passthrough"`` is called like an estimator          None, which both libraries skip
 ``r2_score`` and ``log_loss`` rely on old scikit-learn scikit-learn's own scorers only, given as functions
 Hyperband stops: "asynchronous Client in a synchronous a stand-in for the name ``dask`` in the module that fits, in
-context" (dask-ml issue 1016)                          ``incremental.py``
-blocks are read ahead of the one model that            models are trained in ``chains.py``, where each task reads its own block, and
-``Incremental`` trains, and fill the memory            put into an ``Incremental`` (:func:`as_incremental`)
+context" (dask-ml issue 1016)                          ``pooled/dask_ml_hyperband.py``
+blocks are read ahead of the one model that            models are trained in ``pooled/chains.py``, by tasks that read their own block,
+``Incremental`` trains, and fill the memory            and put into an ``Incremental`` (:func:`as_incremental`)
 linear models scatter their weights, which are lost    the module that fits finds no Client (:func:`fit_linear`), and weights travel
 with a worker                                          with the graph
 linear models tell two classes apart, and predict True :class:`OneAgainstRest`

@@ -161,7 +161,7 @@ def search(
             raise DecodingError(f"method='hyperband' takes no {given[0]}: select, clean and balance the samples of each subject first.")
         if error_score != "raise":
             raise DecodingError("method='hyperband' takes no error_score: a fit that fails ends it.")
-        from daskdecode.tuning.hyperband import search_hyperband  # distributed is not quick to import
+        from daskdecode.tuning.pooled.hyperband import search_hyperband  # distributed is not quick to import
 
         return search_hyperband(
             decoder, X, param_distributions, y, groups, n_iter=int(n_iter), random_state=random_state, nested=nested, path=path
@@ -238,7 +238,7 @@ def _by_sweeps(asked: _Asked) -> _Way:
 
 def _by_stream(asked: _Asked, **how: int) -> _Way:
     """Score block by block."""
-    from daskdecode.tuning.stream import Stream  # distributed is not quick to import
+    from daskdecode.tuning.pooled.stream import Stream  # distributed is not quick to import
 
     given = [name for name, value in asked.of_samples.items() if value is not None]
     if given:

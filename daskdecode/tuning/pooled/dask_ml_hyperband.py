@@ -27,8 +27,8 @@ from distributed import futures_of as distributed_futures_of
 
 from daskdecode.engine.workers import workers_of
 from daskdecode.errors import DecodingError
-from daskdecode.tuning.bracket import Blocks, Bracket
-from daskdecode.tuning.stages import Stages
+from daskdecode.tuning.pooled.bracket import Blocks, Bracket
+from daskdecode.tuning.pooled.stages import Stages
 
 _NEEDS_STAND_IN = ("2025.1.0",)
 

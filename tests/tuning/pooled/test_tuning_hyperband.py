@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 
 import dask.array as da
 import numpy as np
 import pytest
-import xarray as xr
-from distributed import Client, LocalCluster
 from scipy.stats import loguniform
 from sklearn.feature_selection import f_classif
 from sklearn.linear_model import SGDClassifier
@@ -19,64 +16,11 @@ from sklearn.naive_bayes import GaussianNB
 
 import daskdecode as dd
 from daskdecode.errors import DecodingError, MemoryBudgetError
-from daskdecode.tuning import hyperband, incremental
-from daskdecode.tuning.pooled import Recipe, f_of_classes, load
+from daskdecode.tuning.pooled import dask_ml_hyperband, hyperband
+from daskdecode.tuning.pooled.blocks import Recipe, f_of_classes, load
+from tests.tuning.pooled.made import SHAPE, P, dataset, make, zscored
 
 SPACE = {"alpha": loguniform(1e-4, 10.0)}
-
-
-@pytest.fixture(scope="module")
-def client():
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as found,
-    ):
-        yield found
-    gc.collect()
-
-
-def make(n_subjects=7, n_runs=2, per_run=(20, 26), p=120, n_classes=2, seed=0):
-    """Subjects with runs of unequal length, a pattern that all share, and offsets of their own that z-scores take away."""
-    rng = np.random.default_rng(seed)
-    pattern = np.zeros((n_classes, p))
-    pattern[:, :30] = rng.standard_normal((n_classes, 30))
-    x, y, subjects, runs = [], [], [], []
-    for s in range(n_subjects):
-        for r in range(n_runs):
-            n = per_run[(s + r) % 2]
-            labels = rng.integers(0, n_classes, n)
-            x.append(rng.standard_normal((n, p)) * (1 + s) + 100 * s + (1 + s) * 0.5 * pattern[labels])
-            y.append(labels)
-            subjects += [f"{s:02d}"] * n
-            runs += [f"{s:02d}/{r}"] * n
-    x, y = np.concatenate(x).astype(np.float32), np.array([f"c{k}" for k in np.concatenate(y)])
-    return x, y, np.array(subjects), np.array(runs)
-
-
-def dataset(x, y, subjects, runs, chunks=(23, 50)):
-    shape = (5, 6, 4)
-    voxel = np.arange(x.shape[1])
-    i, j, k = np.unravel_index(voxel, shape)
-    coords = {
-        "time": ("time", np.arange(len(y), dtype=float)),
-        "label": ("time", y),
-        "run": ("time", runs),
-        "subject": ("time", subjects),
-        "voxel": ("voxel", voxel),
-        "i": ("voxel", i),
-        "j": ("voxel", j),
-        "k": ("voxel", k),
-    }
-    attrs = {"affine": np.eye(4).tolist(), "shape": list(shape)}
-    return xr.Dataset({"bold": (("time", "voxel"), da.from_array(x, chunks=chunks))}, coords=coords, attrs=attrs)
-
-
-def zscored(x, runs):
-    z = np.empty_like(x)
-    for run in np.unique(runs):
-        part = x[runs == run]
-        z[runs == run] = (part - part.mean(axis=0)) / part.std(axis=0, ddof=1)
-    return z
 
 
 def test_hyperband_finds_what_subjects_share(client, tmp_path):
@@ -103,7 +47,7 @@ def test_hyperband_finds_what_subjects_share(client, tmp_path):
 def test_models_that_were_given_up_rank_below_those_that_were_trained_longer(client, monkeypatch):
     calls, scores = np.array([1, 4, 4, 1, 9]), np.array([0.61, 0.50, 0.57, np.nan, 0.55])
     assert hyperband.ranks_of(calls, scores, 2).tolist() == [4, 3, 1, 5, 2]  # chosen from another bracket, after 4 calls
-    whole = incremental.Hyperband.fit
+    whole = dask_ml_hyperband.Hyperband.fit
 
     def lucky(self, *args, **kwargs):
         """As chance may have it: a model that was given up scored more than all others."""
@@ -136,14 +80,14 @@ def test_the_best_model_predicts_as_a_decoder_and_has_maps(client):
     expected = found.best_estimator_.decision_function(zscored(x, runs)[:, kept])
     np.testing.assert_allclose(best.decision_function(ds), expected, atol=1e-4)
     np.testing.assert_array_equal(best.predict(ds) == "c1", expected > 0)
-    assert best.coef_img_["c1"].shape == (5, 6, 4)
+    assert best.coef_img_["c1"].shape == SHAPE
 
 
 def test_several_classes_and_models_without_weights(client):
     x, y, subjects, runs = make(n_classes=3)
     ds = dataset(x, y, subjects, runs)
     found = dd.search(dd.Decoder(SGDClassifier(random_state=0)), ds, SPACE, method="hyperband", n_iter=9)
-    assert found.best_decoder_.coef_.shape == (3, 120)
+    assert found.best_decoder_.coef_.shape == (3, P)
     assert found.score_ > 0.8
     bayes = dd.search(dd.Decoder(GaussianNB()), ds, {"var_smoothing": loguniform(1e-9, 1.0)}, method="hyperband", n_iter=3)
     assert bayes.best_decoder_ is None
@@ -237,6 +181,6 @@ def test_without_a_cluster_hyperband_says_how_to_get_one(monkeypatch):
     def none():
         raise ValueError("No clients found")
 
-    monkeypatch.setattr(incremental, "default_client", none)
+    monkeypatch.setattr(dask_ml_hyperband, "default_client", none)
     with pytest.raises(DecodingError, match=r"dd\.connect"):
         dd.search(dd.Decoder(SGDClassifier()), dataset(*make()), SPACE, method="hyperband")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from daskdecode.engine.solvers import Scorer
-from daskdecode.tuning.pooled import Block, BlockScorer, decisions, load
+from daskdecode.tuning.pooled.blocks import Block, BlockScorer, decisions, load
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]

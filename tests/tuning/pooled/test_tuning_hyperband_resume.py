@@ -16,16 +16,15 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
 from scipy.stats import loguniform
 from sklearn.linear_model import SGDClassifier
 
 import daskdecode as dd
 from daskdecode.alone import alone
 from daskdecode.errors import DecodingError, MemoryBudgetError
-from daskdecode.tuning import hyperband, incremental, pooled
-from daskdecode.tuning.incremental import Workers
-from daskdecode.tuning.stages import Score, Stage, Stages, Which, restored
+from daskdecode.tuning.pooled import blocks, dask_ml_hyperband, hyperband
+from daskdecode.tuning.pooled.dask_ml_hyperband import Workers
+from daskdecode.tuning.pooled.stages import Score, Stage, Stages, Which, restored
 
 SPACE = {"alpha": loguniform(1e-4, 10.0)}
 
@@ -66,16 +65,6 @@ def log():
     LOG.__init__()
     yield LOG
     LOG.__init__()
-
-
-@pytest.fixture(scope="module")
-def client():
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as found,
-    ):
-        yield found
-    gc.collect()
 
 
 def make(n_subjects=7, n_runs=2, p=120, n_classes=2, seed=0):
@@ -148,8 +137,8 @@ def _content(path):
 
 @pytest.mark.parametrize(("share", "n_classes", "screening"), [(0.25, 2, 30), (0.5, 3, 30), (0.9, 2, None)])
 def test_a_search_that_ended_early_goes_on_where_it_was(share, n_classes, screening, client, tmp_path, log, monkeypatch):
-    monkeypatch.setattr(incremental, "_LOOK_S", 0.005)
-    monkeypatch.setattr(incremental, "_SHARE_OF_KEEPING", 1.0)
+    monkeypatch.setattr(dask_ml_hyperband, "_LOOK_S", 0.005)
+    monkeypatch.setattr(dask_ml_hyperband, "_SHARE_OF_KEEPING", 1.0)
     data, path = make(n_classes=n_classes), tmp_path / "kept"
     whole = searched(data=data, screening=screening)
     before = end_early(client, log, int(share * len(needed(whole))), path, data=data, screening=screening)
@@ -157,7 +146,7 @@ def test_a_search_that_ended_early_goes_on_where_it_was(share, n_classes, screen
     assert before >= known
     assert len(known) >= 0.5 * len(before), "next to nothing was kept"
     log.calls.clear()
-    monkeypatch.setattr(pooled, "sums_of_classes", None)  # what was screened is not screened again
+    monkeypatch.setattr(blocks, "sums_of_classes", None)  # what was screened is not screened again
     resumed = searched(path, data=data, screening=screening)
     assert_same(resumed, whole)
     assert not set(log.calls) & known
@@ -321,7 +310,7 @@ def test_of_a_model_stay_the_newest_state_the_last_that_was_scored_and_those_to_
 CHILD = """
 import sys, time
 from distributed import Client, LocalCluster
-import tests.tuning.test_tuning_hyperband_resume as t
+import tests.tuning.pooled.test_tuning_hyperband_resume as t
 t.LOG.pause_s = float(sys.argv[2])
 with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster, Client(cluster):
     t.searched(t.Path(sys.argv[1]), n_iter=27)
@@ -334,7 +323,7 @@ def read_log(path):
 
 
 def child_env(**more):
-    where = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    where = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": where, **more}
 
 
@@ -393,7 +382,7 @@ def test_hyperband_survives_workers_that_are_killed_all_the_time(tmp_path, log, 
 
 
 def _slow_down(pause_s):
-    import tests.tuning.test_tuning_hyperband_resume as here
+    import tests.tuning.pooled.test_tuning_hyperband_resume as here
 
     here.LOG.pause_s = pause_s
 
@@ -401,7 +390,7 @@ def _slow_down(pause_s):
 LOST = """
 import sys
 import daskdecode as dd
-import tests.tuning.test_tuning_hyperband_resume as t
+import tests.tuning.pooled.test_tuning_hyperband_resume as t
 with dd.connect(sys.argv[1]) as client:
     client.wait_for_workers(1, timeout=60)
     client.run(t._slow_down, 0.1)

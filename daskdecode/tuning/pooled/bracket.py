@@ -20,7 +20,7 @@ from dask_ml.model_selection import _incremental
 from distributed import Future, default_client
 
 from daskdecode.tuning.dask_ml import RETRIES
-from daskdecode.tuning.stages import Score, Stage, Stages, Which, restored
+from daskdecode.tuning.pooled.stages import Score, Stage, Stages, Which, restored
 
 HELD_BLOCKS = 2
 """Blocks of samples that the search holds besides those that fits wait for: of this round, and of the next, which is begun beforehand."""

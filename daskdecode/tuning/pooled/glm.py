@@ -17,9 +17,9 @@ from dask.utils import format_bytes
 from numpy.typing import NDArray
 
 from daskdecode.errors import DecodingError, MemoryBudgetError
-from daskdecode.tuning.chains import Learnt, Lessons
 from daskdecode.tuning.dask_ml import OneAgainstRest, fit_linear
-from daskdecode.tuning.pooled import Block, load
+from daskdecode.tuning.pooled.blocks import Block, load
+from daskdecode.tuning.pooled.chains import Learnt, Lessons
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

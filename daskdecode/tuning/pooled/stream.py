@@ -32,11 +32,9 @@ from daskdecode.models.estimators import (
 from daskdecode.models.record import Record, digest_of
 from daskdecode.models.samples import Samples, as_samples
 from daskdecode.models.splitters import inner_splits, outer_splits
-from daskdecode.tuning.chains import Lessons, Marks, chain, marks
 from daskdecode.tuning.dask_ml import active_get, as_incremental, as_post_fit, is_linear, linear_by_default
 from daskdecode.tuning.folds import Scored, part_size
-from daskdecode.tuning.glm import COPIES_OF_SOLVERS, check_linear, learn_linear
-from daskdecode.tuning.pooled import (
+from daskdecode.tuning.pooled.blocks import (
     COPIES,
     Block,
     Look,
@@ -49,6 +47,8 @@ from daskdecode.tuning.pooled import (
     looks,
     runs_of,
 )
+from daskdecode.tuning.pooled.chains import Lessons, Marks, chain, marks
+from daskdecode.tuning.pooled.glm import COPIES_OF_SOLVERS, check_linear, learn_linear
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]

@@ -32,9 +32,7 @@ from daskdecode.models.estimators import resolve_estimator, resolve_scorer, reso
 from daskdecode.models.outcome import versions
 from daskdecode.models.record import Record, digest_of
 from daskdecode.models.samples import Samples, as_samples
-from daskdecode.tuning.bracket import HELD_BLOCKS
-from daskdecode.tuning.incremental import Hyperband, SampleBlocks, Split, Workers, workers
-from daskdecode.tuning.pooled import (
+from daskdecode.tuning.pooled.blocks import (
     BLOCK_NBYTES,
     COPIES,
     SHARE_OF_LIMIT,
@@ -52,8 +50,10 @@ from daskdecode.tuning.pooled import (
     packed,
     runs_of,
 )
+from daskdecode.tuning.pooled.bracket import HELD_BLOCKS
+from daskdecode.tuning.pooled.dask_ml_hyperband import Hyperband, SampleBlocks, Split, Workers, workers
+from daskdecode.tuning.pooled.stages import Stages
 from daskdecode.tuning.result import SearchResult
-from daskdecode.tuning.stages import Stages
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-
 import dask
 import dask.array as da
 import numpy as np
 import pytest
-import xarray as xr
 import zarr
 from dask_ml.linear_model import LogisticRegression as DaskLogistic
 from dask_ml.wrappers import Incremental, ParallelPostFit
-from distributed import Client, LocalCluster
 from scipy.stats import loguniform
 from sklearn.base import clone
 from sklearn.feature_selection import SelectKBest
@@ -25,51 +21,17 @@ import daskdecode as dd
 from daskdecode.data.preprocess import standardize_samples
 from daskdecode.errors import DecodingError, MemoryBudgetError
 from daskdecode.testing import CountingStore, NoCompute
-from daskdecode.tuning import chains, pooled
+from daskdecode.tuning.pooled import chains
+from daskdecode.tuning.pooled.blocks import Block, Recipe
+from tests.tuning.pooled.made import SHAPE, P, dataset, make, zscored
 
-P = 130
 GRID = {"alpha": [1e-4, 1e-1, 10.0], "penalty": ["l2", "l1"]}
-
-
-def make(n_subjects=5, n_classes=2, seed=0):
-    """Subjects with two runs each, of unequal lengths, and offsets of their own that z-scores take away."""
-    rng = np.random.default_rng(seed)
-    pattern = np.zeros((n_classes, P))
-    pattern[:, :30] = rng.standard_normal((n_classes, 30))
-    x, y, subjects, runs = [], [], [], []
-    for s in range(n_subjects):
-        for r in range(2):
-            n = (20, 26, 33)[(s + r) % 3]
-            labels = rng.permutation(np.arange(n) % n_classes)
-            x.append(rng.standard_normal((n, P)) * (1 + s) + 100 * s + (1 + s) * 0.4 * pattern[labels])
-            y.append(labels)
-            subjects += [f"{s:02d}"] * n
-            runs += [f"{s:02d}/{r}"] * n
-    x, y = np.concatenate(x).astype(np.float32), np.array([f"c{k}" for k in np.concatenate(y)])
-    return x, y, np.array(subjects), np.array(runs)
-
-
-def dataset(x, y, subjects, runs, chunks=(23, 50)):
-    shape = (13, 5, 2)
-    i, j, k = np.unravel_index(np.arange(P), shape)
-    coords = {"label": ("time", y), "run": ("time", runs), "subject": ("time", subjects), "voxel": ("voxel", np.arange(P))}
-    coords |= {name: ("voxel", index) for name, index in zip("ijk", (i, j, k), strict=True)}
-    x = x if isinstance(x, da.Array) else da.from_array(x, chunks=chunks)
-    return xr.Dataset({"bold": (("time", "voxel"), x)}, coords=coords, attrs={"affine": np.eye(4).tolist(), "shape": list(shape)})
-
-
-def zscored(x, runs):
-    z = np.empty_like(x)
-    for run in np.unique(runs):
-        part = x[runs == run]
-        z[runs == run] = (part - part.mean(axis=0)) / part.std(axis=0, ddof=1)
-    return z
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of two runs or so."""
-    monkeypatch.setattr(pooled, "BLOCK_NBYTES", 60 * P * 4)
+    monkeypatch.setattr("daskdecode.tuning.pooled.blocks.BLOCK_NBYTES", 60 * P * 4)
 
 
 def blocks_of(runs, seed=0):
@@ -180,7 +142,7 @@ def test_the_best_decoder_predicts_and_has_maps():
     expected = found.best_estimator_.decision_function(z[:, kept]) if hasattr(found.best_estimator_, "decision_function") else None
     expected = found.best_estimator_.estimator_.decision_function(z[:, kept]) if expected is None else expected
     np.testing.assert_allclose(found.best_decoder_.decision_function(ds), expected, atol=1e-4)
-    assert found.best_decoder_.coef_img_["c2"].shape == (13, 5, 2)
+    assert found.best_decoder_.coef_img_["c2"].shape == SHAPE
     assert found.nested_scores_ is None
     assert dd.search(decoder, ds, {"alpha": [1.0]}, route="stream", refit=False).best_estimator_ is None
 
@@ -228,7 +190,7 @@ def test_logistic_regression_is_scikit_learns(n_classes, estimator):
 def test_other_solvers_give_the_numbers_that_dask_ml_gives(monkeypatch, solver):
     x, y, _, runs = make(n_subjects=8)
     x = zscored(x, runs)[:, 25:37].astype(np.float64)
-    monkeypatch.setattr(pooled, "BLOCK_NBYTES", 60 * x.shape[1] * 8)
+    monkeypatch.setattr("daskdecode.tuning.pooled.blocks.BLOCK_NBYTES", 60 * x.shape[1] * 8)
     estimator = DaskLogistic(solver=solver, C=0.1, penalty="l2", max_iter=20)
     found = dd.search(dd.Decoder(estimator, standardize=None), x, {"tol": [1e-6]}, y, runs, route="stream", nested=False)
     blocks = blocks_of(runs)
@@ -240,16 +202,6 @@ def test_other_solvers_give_the_numbers_that_dask_ml_gives(monkeypatch, solver):
 
 
 # ------------------------------------------------------------------------------------------------------------------- where it is done
-
-
-@pytest.fixture(scope="module")
-def client():
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as found,
-    ):
-        yield found
-    gc.collect()
 
 
 @pytest.mark.parametrize(
@@ -272,7 +224,7 @@ def test_numbers_do_not_depend_on_scheduler_threads_or_chunks(request, estimator
 
 
 def test_a_block_is_read_once_for_all_folds_and_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(pooled, "BLOCK_NBYTES", 3 * 60 * P * 4)
+    monkeypatch.setattr("daskdecode.tuning.pooled.blocks.BLOCK_NBYTES", 3 * 60 * P * 4)
     x, y, subjects, runs = make(n_subjects=12)
     ends = np.flatnonzero(np.append(runs[1:] != runs[:-1], True)) + 1
     store = CountingStore(zarr.storage.LocalStore(tmp_path / "x.zarr"))
@@ -298,7 +250,7 @@ def test_a_block_is_read_once_for_all_folds_and_settings(tmp_path, monkeypatch):
 def test_a_search_over_more_models_than_chains_hold_is_the_same(monkeypatch):
     data, decoder = make(), dd.Decoder(SGDClassifier(random_state=0), cv=GroupKFold(2))
     one = dd.search(decoder, dataset(*data), GRID, route="stream")
-    monkeypatch.setattr("daskdecode.tuning.stream._MODELS_OF_A_CHAIN", 1)
+    monkeypatch.setattr("daskdecode.tuning.pooled.stream._MODELS_OF_A_CHAIN", 1)
     other = dd.search(decoder, dataset(*data), GRID, route="stream")
     np.testing.assert_array_equal(one.cv_results_["mean_test_score"], other.cv_results_["mean_test_score"])
     np.testing.assert_array_equal(one.nested_scores_, other.nested_scores_)
@@ -317,13 +269,13 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, estimator, grid):
     whole = dd.search(decoder, dataset(*data), grid, route="stream")
     seen, fits = [], []
     learn = "learn_linear" if estimator == "logistic" else "chain"
-    real = getattr(__import__("daskdecode.tuning.stream", fromlist=["x"]), learn)
+    real = getattr(__import__("daskdecode.tuning.pooled.stream", fromlist=["x"]), learn)
 
     def counted(lessons, *args):
         fits.extend(lessons.models)
         return real(lessons, *args)
 
-    monkeypatch.setattr(f"daskdecode.tuning.stream.{learn}", counted)
+    monkeypatch.setattr(f"daskdecode.tuning.pooled.stream.{learn}", counted)
 
     def kill(done, total):
         seen.append((done, total))
@@ -440,7 +392,7 @@ def test_models_are_copied_before_they_learn_more():
     """A task that is done again, because its worker was lost, must find models as they were."""
     x, y, subjects, _ = make()
     _, who = np.unique(subjects, return_inverse=True)
-    block = pooled.Block(pooled.Recipe([da.from_array(x[:40])]), (y[:40] == "c1").astype(int), who[:40])
+    block = Block(Recipe([da.from_array(x[:40])]), (y[:40] == "c1").astype(int), who[:40])
     lessons = chains.Lessons(
         np.ones((1, 5), dtype=bool),
         [np.ones((0, 5), dtype=bool)],

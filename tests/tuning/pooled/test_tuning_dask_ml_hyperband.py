@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 from dask_ml.model_selection import HyperbandSearchCV, _incremental
-from distributed import Client, LocalCluster
 from scipy.stats import loguniform
 from sklearn.linear_model import SGDClassifier
 
 from daskdecode.errors import DecodingError
-from daskdecode.tuning import incremental
-from daskdecode.tuning.incremental import Hyperband, SampleBlocks, Split
+from daskdecode.tuning.pooled import dask_ml_hyperband
+from daskdecode.tuning.pooled.dask_ml_hyperband import Hyperband, SampleBlocks, Split
 
 
 def data(n=60, p=5, seed=0):
@@ -26,16 +23,6 @@ def data(n=60, p=5, seed=0):
 
 def accuracy(model, X, y):
     return float(np.mean(model.predict(X) == y))
-
-
-@pytest.fixture
-def client():
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as found,
-    ):
-        yield found
-    gc.collect()
 
 
 def _rows(x):
@@ -60,7 +47,7 @@ def test_hyperband_runs_on_todays_distributed(client):
     assert search.best_score_ == accuracy(search.best_estimator_, x[-30:], y[-30:])
     assert search.best_score_ > 0.7
     assert max(search.cv_results_["partial_fit_calls"]) == 9
-    assert isinstance(_incremental.dask, incremental._DaskForIncremental)
+    assert isinstance(_incremental.dask, dask_ml_hyperband._DaskForIncremental)
     assert _incremental.dask.config is dask.config
 
 
@@ -74,7 +61,7 @@ def test_hyperband_of_dask_ml_alone_is_refused(client, monkeypatch):
 
 
 def test_another_release_of_dask_ml_is_not_patched(client, monkeypatch):
-    monkeypatch.setattr(incremental, "version", lambda name: "2031.1.0")
+    monkeypatch.setattr(dask_ml_hyperband, "version", lambda name: "2031.1.0")
     with pytest.raises(DecodingError, match=r"found 2031\.1\.0"):
         Hyperband(SGDClassifier(), {}).fit(*pooled()[:2])
 
