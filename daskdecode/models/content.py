@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import re
 import sys
 import types
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator
 
 NOT_CONTENT = {"mask", "memory_budget", "progress"}
@@ -18,7 +23,12 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
 def shown(value: Any) -> str:
-    """Write a parameter: plain values as they are, anything else as its name and a digest of all that it holds."""
+    """Write a parameter: plain values as they are, anything else as its name and a digest of all that it holds.
+
+    A dict of settings is the same in any order of its names, as it is to scikit-learn.
+    """
+    if type(value) is dict and all(type(name) is str for name in value):
+        value = dict(sorted(value.items()))
     if _is_plain(value):
         return repr(value)
     name = getattr(value, "__qualname__", type(value).__qualname__)
@@ -36,9 +46,10 @@ def _is_plain(value: Any) -> bool:
 class _Taker:
     """Take values apart into nested tuples of plain values.
 
-    Estimators: class and parameters. Arrays: their bytes. Functions: code, defaults, closure, and what they use of their own module.
-    Other objects: what pickle would keep. ``repr`` is not enough: scikit-learn's ends after 700 characters, numpy's after 1000 elements,
-    and a function's tells no content.
+    Estimators: class and parameters. Arrays: their bytes. Functions: code, defaults, closure, and what they use of their own module and,
+    by its name, of others that are no installed packages (not what they import when they are called). Classes: methods and attributes. Of
+    what is installed, the name and the version. Other objects: what pickle would keep. ``repr`` is not enough: scikit-learn's ends after
+    700 characters, numpy's after 1000 elements, and a function's tells no content.
     """
 
     def __init__(self) -> None:
@@ -61,7 +72,7 @@ class _Taker:
         return type(value).__qualname__, found
 
     def _container(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray | np.generic):
+        if isinstance(value, np.generic) or type(value) in (np.ndarray, np.memmap):  # others, as masked arrays, hold more than an array
             array = np.asarray(value)
             held = self(array.tolist()) if array.dtype.hasobject else hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
             return str(array.dtype), array.shape, held
@@ -78,32 +89,51 @@ class _Taker:
             return self._function(value)
         if isinstance(value, type):
             return self._class(value)
-        if isinstance(value, functools.partial):
+        if isinstance(value, functools.partial | functools.partialmethod):
             return self(value.func), self(value.args), self(value.keywords)
         if isinstance(value, types.MethodType):
             return self(value.__func__), self(value.__self__)
+        if _wraps(value):  # cached or compiled: what is in the cache, or has been compiled yet, is no matter
+            return "wraps", self(value.__wrapped__)
         if isinstance(value, types.CodeType):
-            return value.co_code.hex(), value.co_names, value.co_varnames, value.co_freevars, self(value.co_consts)
+            arguments = value.co_flags, value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount
+            return value.co_code.hex(), value.co_names, value.co_varnames, value.co_freevars, arguments, self(value.co_consts)
         if isinstance(value, types.ModuleType | types.BuiltinFunctionType | np.ufunc | np.dtype):
-            return str(getattr(value, "__module__", None)), str(getattr(value, "__qualname__", getattr(value, "__name__", value)))
+            bound = getattr(value, "__self__", None)
+            name = str(getattr(value, "__module__", None)), str(getattr(value, "__qualname__", getattr(value, "__name__", value)))
+            return name if bound is None or isinstance(bound, types.ModuleType) else (*name, self(bound))
         return None
 
     def _function(self, value: types.FunctionType) -> Any:
-        used = []
+        used: list[Any] = []
         if not _installed(value.__module__):
-            known = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
-            used = [(name, self(v) if isinstance(v, _FOLLOWED) else type(v).__qualname__) for name, v in known.items()]
+            names = _names(value.__code__)
+            used = [self({k: v for k, v in vars(value).items() if k != "__wrapped__"})]
+            used += [(name, self._used(value.__globals__[name], names)) for name in names if name in value.__globals__]
         held = [_held(cell) for cell in value.__closure__ or ()]
         parts = value.__code__, value.__defaults__, value.__kwdefaults__, held
-        return value.__module__, value.__qualname__, *map(self, parts), *used
+        return *_named(value), *map(self, parts), *used
+
+    def _used(self, value: Any, names: Sequence[str]) -> Any:
+        """What a function that looks up these names may depend on."""
+        if not isinstance(value, types.ModuleType):
+            return self(value) if _is_followed(value) else type(value).__qualname__
+        if _installed(value.__name__) or id(value) in self.above:
+            return value.__name__, _version(value.__name__)
+        self.above.append(id(value))
+        found = [(name, self._used(vars(value)[name], names)) for name in names if name in vars(value)]
+        self.above.pop()
+        return value.__name__, found
 
     def _class(self, value: type) -> Any:
-        """Name of a class, and its methods where no installed version tells them."""
+        """Name of a class, and its methods and attributes where no installed version tells them."""
         if _installed(value.__module__):
-            return value.__module__, value.__qualname__
-        members = {k: getattr(v, "__func__", getattr(v, "fget", v)) for k, v in sorted(vars(value).items())}
-        kept = [(k, self(v)) for k, v in members.items() if isinstance(v, (types.FunctionType, *_PLAIN)) and k != "__firstlineno__"]
-        return value.__module__, value.__qualname__, *kept, *map(self, value.__bases__)
+            return _named(value)
+        # Of what has two underscores only methods: the rest is Python's own (names, documentation, annotations).
+        members = {k: _inner(v) for k, v in sorted(vars(value).items())}
+        own = {k: v for k, v in members.items() if isinstance(v, types.FunctionType) or not (k.startswith("__") and k.endswith("__"))}
+        kept = [(k, self(v)) for k, v in own.items() if _is_followed(v)]
+        return *_named(value), *kept, *map(self, value.__bases__)
 
     def _object(self, value: Any) -> Any:
         if isinstance(value, BaseEstimator) and not self.fitted:
@@ -116,21 +146,56 @@ class _Taker:
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:  # Whatever an object's own pickling raises: its attributes are the next best.
-            return self(type(value)), self(vars(value)) if hasattr(value, "__dict__") else repr(value)
+            return self(type(value)), self(vars(value)) if hasattr(value, "__dict__") else re.sub(r" at 0x\w+", "", repr(value))
         if isinstance(reduced, str):
             return self(type(value)), reduced
         return tuple(self(list(part) if place > 2 and part is not None else part) for place, part in enumerate(reduced[:5]))
 
 
-_FOLLOWED = (*_PLAIN, list, tuple, dict, set, frozenset, np.ndarray, np.generic, types.FunctionType, type, functools.partial, BaseEstimator)
-"""What a function may look up in its module and depend on; of anything else (a module, a logger) the type is enough."""
+_CODE = (types.FunctionType, type, functools.partial, functools.partialmethod, BaseEstimator)
+_DATA = (list, tuple, dict, set, frozenset, range, slice, np.ndarray, np.generic, pd.DataFrame, pd.Series, pd.Index, PurePath)
+
+
+def _is_followed(value: Any) -> bool:
+    """Whether what a function looks up, or a class has, is told by content; of anything else (a logger, a lock) the type is enough."""
+    return isinstance(value, (*_PLAIN, *_DATA, *_CODE)) or _wraps(value) or not _installed(type(value).__module__)
+
+
+def _wraps(value: Any) -> bool:
+    """Whether this is an installed package's wrapper of a function, such as functools' caches and numba's compiled functions."""
+    if isinstance(value, types.FunctionType | type) or not _installed(type(value).__module__):
+        return False
+    return isinstance(getattr(value, "__wrapped__", None), types.FunctionType)
+
+
+def _inner(member: Any) -> Any:
+    """The function of a class's member that has one."""
+    for kind, name in ((staticmethod, "__func__"), (classmethod, "__func__"), (property, "fget"), (functools.cached_property, "func")):
+        if isinstance(member, kind):
+            return getattr(member, name)
+    return member
+
+
+def _named(value: Any) -> tuple[str, str, str]:
+    return str(value.__module__), value.__qualname__, _version(value.__module__)
+
+
+def _version(module: str | None) -> str:
+    """Version of the package that a module is of, as far as the package says it."""
+    return str(getattr(sys.modules.get(str(module).split(".")[0]), "__version__", ""))
 
 
 def _installed(module: str | None) -> bool:
-    """Whether the code of a module is settled by what is installed, so that its name tells it."""
-    top = str(module).split(".")[0]
-    file = getattr(sys.modules.get(str(module)), "__file__", None) or ""
-    return top == "daskdecode" or (top != "__main__" and top in sys.stdlib_module_names) or "site-packages" in file
+    """Whether the code of a module is settled by what is installed, so that its name and version tell it."""
+    top, file = str(module).split(".")[0], getattr(sys.modules.get(str(module)), "__file__", None)
+    if top == "daskdecode":
+        return True
+    if file is None:  # of Python itself, or typed in
+        return top != "__main__" and top in sys.stdlib_module_names
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts) or file.startswith(_OF_PYTHON)
+
+
+_OF_PYTHON = f"{Path(os.__file__).parent}{os.sep}"
 
 
 def _names(code: types.CodeType) -> list[str]:
