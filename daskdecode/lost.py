@@ -1,30 +1,27 @@
-"""Why work ended that had no worker or no scheduler left, in words."""
+"""Why work ended that had no worker or no scheduler left, in words.
+
+Nothing here imports distributed, which is slow: its errors cannot be raised before somebody else has imported it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any, Final
 
-from distributed import KilledWorker
-from distributed import scheduler as _scheduler
-from distributed.comm import CommClosedError
-
 from daskdecode.errors import ClusterError
 
-GONE: Final = (
-    *(getattr(_scheduler, name) for name in ("NoValidWorkerError", "NoWorkerError") if hasattr(_scheduler, name)),
-    CancelledError,
-)
-"""What all work ends with where no worker is left (older releases have no NoWorkerError), or the scheduler has gone."""
 NO_WORKERS: Final = "no workers"
 """The reason that :class:`daskdecode.cluster.client.PatientClient` gives for what it gives up."""
 
 
 @contextlib.contextmanager
 def ends_in_words() -> Iterator[None]:
-    """Work on a cluster that has no worker or no scheduler left raises a ClusterError.
+    """Work on a cluster that has no worker or no scheduler left raises a ClusterError; a context manager, and a decorator.
+
+    What is public and computes ends so, whoever made the client: one of :func:`daskdecode.connect`, or :class:`distributed.Client`.
 
     Raises
     ------
@@ -33,21 +30,42 @@ def ends_in_words() -> Iterator[None]:
     """
     try:
         yield
-    except (KilledWorker, CommClosedError, *GONE) as error:
+    except (*deadly(), *gone()) as error:  # looked up when something is raised
         raise ClusterError(lost(error)) from error
 
 
-def lost(error: Exception) -> str:
+def deadly() -> tuple[type[Any], ...]:
+    """What a task ends with on which workers died again and again."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed import KilledWorker
+
+    return (KilledWorker,)
+
+
+def gone() -> tuple[type[Exception], ...]:
+    """What all work ends with where no worker is left, or the scheduler has gone."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed import scheduler
+    from distributed.comm import CommClosedError
+
+    # Older releases have no NoWorkerError.
+    names = [name for name in ("NoValidWorkerError", "NoWorkerError") if hasattr(scheduler, name)]
+    return (*(getattr(scheduler, name) for name in names), CancelledError, CommClosedError)
+
+
+def lost(error: Any) -> str:
     """Why work ended that had no worker or no scheduler left, and what to do."""
-    if isinstance(error, KilledWorker):
-        died = getattr(error.last_worker, "address", error.last_worker)
+    if isinstance(error, deadly()):
+        died, n = getattr(error.last_worker, "address", error.last_worker), error.allowed_failures + 1
         return (
-            f"{error.allowed_failures + 1} workers died while they worked on {error.task!r}, the last at {died}. Most often they lacked "
-            "memory: give memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes "
-            "are taken away often, raise allowed_failures=."
+            f"{n} worker{'s' * (n > 1)} died while working on {error.task!r}, the last at {died}. Most often they lacked memory: give "
+            "memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes are taken away "
+            "often, raise allowed_failures= (distributed.scheduler.allowed-failures where the scheduler starts)."
         )
     kept = "What was written until then is kept, and the same call goes on from there."
-    if not isinstance(error, CancelledError | CommClosedError):  # a scheduler with a no-workers-timeout of its own
+    if not isinstance(error, CancelledError | OSError):  # a scheduler with a no-workers-timeout of its own
         return f"The workers have gone and none came back: {said_of(error)} {kept}"
     told = [one.msg for one in _each(error) if getattr(one, "reason", None) == NO_WORKERS]
     if told:

@@ -14,6 +14,7 @@ import psutil
 
 from daskdecode.engine.workers import active_client, room_nbytes
 from daskdecode.errors import ClusterError
+from daskdecode.lost import deadly, ends_in_words, gone, lost
 
 logger = logging.getLogger("daskdecode")
 
@@ -69,25 +70,22 @@ def _one_after_another(pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T |
 def _on_workers(client: Any, pieces: Mapping[str, Work[T]]) -> Iterator[tuple[str, T | Exception]]:
     from distributed import wait  # not quick to import, and needed only here
 
-    from daskdecode.lost import GONE, lost
-
     waiting = list(pieces.items())[::-1]
     running: dict[Any, str] = {}
     try:
-        while waiting or running:
-            workers = client.nthreads()
-            while waiting and len(running) < max(1, len(workers)):
-                name, work = waiting.pop()
-                running[client.submit(_alone, work, _most_on_a_host(workers), pure=False)] = name
-            with contextlib.suppress(TimeoutError):
-                wait(list(running), timeout=_LOOK_S, return_when="FIRST_COMPLETED")
-            for future in [future for future in running if future.done()]:
-                found = _outcome(future)
-                if isinstance(found, GONE):
-                    raise found
-                yield running.pop(future), found
-    except GONE as error:
-        raise ClusterError(lost(error)) from error
+        with ends_in_words():
+            while waiting or running:
+                workers = client.nthreads()
+                while waiting and len(running) < max(1, len(workers)):
+                    name, work = waiting.pop()
+                    running[client.submit(_alone, work, _most_on_a_host(workers), pure=False)] = name
+                with contextlib.suppress(TimeoutError):
+                    wait(list(running), timeout=_LOOK_S, return_when="FIRST_COMPLETED")
+                for future in [future for future in running if future.done()]:
+                    found = _outcome(future)
+                    if isinstance(found, gone()):
+                        raise found
+                    yield running.pop(future), found
     finally:
         with contextlib.suppress(Exception):  # the scheduler may be what has gone
             client.cancel(list(running))
@@ -95,13 +93,9 @@ def _on_workers(client: Any, pieces: Mapping[str, Work[T]]) -> Iterator[tuple[st
 
 def _outcome(future: Any) -> Any:
     """What a piece gave, or the exception that ended it."""
-    from distributed import KilledWorker
-
-    from daskdecode.lost import lost
-
     try:
         return future.result()
-    except KilledWorker as error:
+    except deadly() as error:
         return ClusterError(lost(error))
     except Exception as error:
         return error

@@ -14,6 +14,7 @@ import xarray as xr
 
 from daskdecode import schema
 from daskdecode.errors import GridMismatchError, SelectionError, nearest
+from daskdecode.lost import ends_in_words
 from daskdecode.store.masks import load_mask
 
 Mask: TypeAlias = "str | os.PathLike[str] | npt.ArrayLike | xr.DataArray | nib.spatialimages.SpatialImage"
@@ -59,6 +60,7 @@ def apply_mask(ds: xr.Dataset, mask: Mask) -> xr.Dataset:
     return ds.isel({schema.VOXEL: np.flatnonzero(keep)})
 
 
+@ends_in_words()
 def to_nifti(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset) -> nib.Nifti1Image:
     """Put voxel values back into the volume: the inverse of masking, zeros outside.
 
@@ -94,6 +96,7 @@ def to_nifti(values: npt.ArrayLike | xr.DataArray, ds: xr.Dataset) -> nib.Nifti1
     return _image(volume.reshape(*shape, *flat.shape[:-1]), ds)
 
 
+@ends_in_words()
 def mean_image(ds: xr.Dataset) -> nib.Nifti1Image:
     """Mean over time of every voxel, as an image to draw maps on.
 

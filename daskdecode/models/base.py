@@ -25,6 +25,7 @@ from daskdecode.engine.solvers import decision_values
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError
+from daskdecode.lost import ends_in_words
 from daskdecode.models import outcome
 from daskdecode.models.estimators import (
     build_and_candidates,
@@ -122,6 +123,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------------------- fitting
 
+    @ends_in_words()
     def fit(
         self,
         X: Any,
@@ -180,6 +182,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         self._record(samples, design, plan, quality, found)
         return self
 
+    @ends_in_words()
     def explain(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None, **of_samples: Any) -> Plan:
         """Say how :meth:`fit` would run on these data, without reading them: route and why, passes, memory, tasks.
 
@@ -292,7 +295,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
         """Set ``provenance_``, and warn of what a reader of the scores should know."""
         notes = outcome.notes(samples, design.outer, plan, quality, found)
         for note in notes:
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=4)  # of the decorator of fit too
         notes = [*notes, *outcome.scaling_note(self.standardize), *check_confounds(design)]
         if self.optimistic_:
             notes = [*notes, "Hyperparameters were chosen on the held-out folds whose scores are reported: the scores are optimistic."]
@@ -323,6 +326,7 @@ class BaseDecoder(ABC, BaseEstimator):  # type: ignore[misc]
 
     # ---------------------------------------------------------------------------------------------------------- prediction
 
+    @ends_in_words()
     def _decide(self, samples: Samples) -> NDArray[np.float64]:
         """Decision values (or predictions) of new samples, shape (n_samples, n_problems)."""
         if samples.groups is None:

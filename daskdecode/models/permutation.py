@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from daskdecode.errors import DecodingError
+from daskdecode.lost import ends_in_words
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.estimators import check_choice
 from daskdecode.models.exchange import Exchange, exchangeable, step_of, times_of
@@ -111,6 +112,7 @@ def permutation_test(
         return permute(decoder, X, y, groups, path=target, **options)
 
 
+@ends_in_words()
 def permute(
     decoder: BaseDecoder,
     X: Any,

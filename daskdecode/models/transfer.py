@@ -16,6 +16,7 @@ from daskdecode.engine.design import Design
 from daskdecode.engine.judge import judge_of
 from daskdecode.engine.relabel import scores_of
 from daskdecode.errors import DecodingError, nearest
+from daskdecode.lost import ends_in_words
 from daskdecode.models.decoder import Decoder, require_classifier
 from daskdecode.models.exchange import Step, step_of, stretches, times_of
 from daskdecode.models.outcome import plain
@@ -150,6 +151,7 @@ def _take(samples: Samples, rows: Ints, labels: NDArray[Any]) -> tuple[Any, NDAr
 # ---------------------------------------------------------------------------------------------------------------- times
 
 
+@ends_in_words()
 def temporal_generalization(
     decoder: Decoder,
     X: Any,

@@ -25,6 +25,7 @@ from scipy.signal import lfilter
 
 from daskdecode._version import __version__
 from daskdecode.errors import SourceError
+from daskdecode.lost import ends_in_words
 from daskdecode.schema import REST
 from daskdecode.sources.phantom import Head
 
@@ -44,6 +45,7 @@ _REMOVAL_TRIES, _REMOVAL_PAUSE_S = 100, 0.05
 _SHARED, _SUBJECT, _RUN = 0, 1, 2
 
 
+@ends_in_words()
 def simulate_study(
     path: str | os.PathLike[str],
     *,

@@ -14,6 +14,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from daskdecode.errors import DaskDecodeError, FailedSubjectsError, StoreError
+from daskdecode.lost import ends_in_words
 from daskdecode.progress import watch
 from daskdecode.sources.partition import resolve_subjects
 from daskdecode.store import layout
@@ -137,6 +138,7 @@ def convert(
     return _returned(store)
 
 
+@ends_in_words()
 def _convert(target: Store, plan: Plan, *, overwrite: bool, resume: bool, progress: bool) -> Plan:
     """Convert what can be; return the plan without the subjects of whom sources turned out to be damaged."""
     claimed = claim(target, plan, overwrite=overwrite, resume=resume, progress=progress)

@@ -14,6 +14,7 @@ import xarray as xr
 from zarr.abc.store import Store
 
 from daskdecode.errors import StoreError
+from daskdecode.lost import ends_in_words
 from daskdecode.schema import BOLD, TIME, VOXEL, run_ids
 from daskdecode.sources.nifti import voxel_file_order, write_nifti
 from daskdecode.store.layout import StoreLike, address, as_store, read_attributes
@@ -25,6 +26,7 @@ _BLOCK_NBYTES: Final = 16 * 2**20
 _NIFTI = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 
 
+@ends_in_words()
 def export(ds_or_store: xr.Dataset | StoreLike, path: str | os.PathLike[str]) -> list[Path]:
     """Write NIfTI files from a study store, or from a dataset.
 

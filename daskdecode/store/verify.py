@@ -15,6 +15,7 @@ from dask.delayed import delayed
 from zarr.abc.store import Store
 
 from daskdecode.errors import DaskDecodeError, StoreError
+from daskdecode.lost import ends_in_words
 from daskdecode.progress import watch
 from daskdecode.schema import BOLD, LABEL, TIME, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, read_header, stream_volumes, voxel_file_order
@@ -83,6 +84,7 @@ class Report:
         )
 
 
+@ends_in_words()
 def verify(store: StoreLike, *, progress: bool = True) -> Report:
     """Read all sources of a store again and compare every value that the store holds, bit for bit.
 

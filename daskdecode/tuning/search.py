@@ -17,6 +17,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 
 from daskdecode.engine.design import Design, TrainingSet, training_sets
 from daskdecode.errors import DecodingError, MemoryBudgetError
+from daskdecode.lost import ends_in_words
 from daskdecode.models.base import BaseDecoder
 from daskdecode.models.content import shown
 from daskdecode.models.estimators import check_choice
@@ -33,6 +34,7 @@ _KIND = "search"
 _STREAM = "Or route='stream', for estimators with partial_fit: it reads block by block, whatever the number of samples."
 
 
+@ends_in_words()
 def search(
     decoder: BaseDecoder,
     X: Any,
@@ -179,7 +181,7 @@ def search(
         )
     result = result_of(found, design, sets, nested, method=method, scoring=decoder._scoring_name, estimator=_name_of(decoder))
     for note in result.notes_:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # of the decorator too
     if refit:
         result.best_estimator_, result.best_decoder_ = fit(result.best_params_)
     return result

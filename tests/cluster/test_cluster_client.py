@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import CancelledError
-from threading import Timer
+from threading import Thread, Timer
 
 import numpy as np
 import pytest
@@ -27,6 +27,10 @@ class Slowly(SGDClassifier):
         time.sleep(2)
         return super().fit(*args, **kwargs)
 
+    def partial_fit(self, *args, **kwargs):
+        time.sleep(2)
+        return super().partial_fit(*args, **kwargs)
+
 
 def _decode():
     dd.Decoder(Slowly(), screening_percentile=None).fit(X, Y, RUNS)
@@ -40,6 +44,10 @@ def _permute():
     dd.permutation_test(dd.Decoder(Slowly(), screening_percentile=None), X, Y, RUNS, n_permutations=20)
 
 
+def _hyperband():
+    dd.search(dd.Decoder(Slowly(), screening_percentile=None), X, {"alpha": [1e-3, 1e-2]}, Y, RUNS, method="hyperband", n_iter=3)
+
+
 def _study():
     list(run_each({"a": lambda nbytes: time.sleep(20), "b": lambda nbytes: time.sleep(20)}))
 
@@ -50,7 +58,7 @@ def _graph():
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)  # of what waits for ever otherwise
-@pytest.mark.parametrize("work", [_decode, _search, _permute, _study, _graph])
+@pytest.mark.parametrize("work", [_decode, _search, _permute, _hyperband, _study, _graph])
 def test_workers_that_go_and_do_not_come_back_are_an_error_though_the_scheduler_would_wait(running, work):
     with dd.connect(running.address) as client:
         client.patience_s, client._n_looks = 2.0, 1  # the time to come up, which workers need on a busy machine, is not that to wait here
@@ -61,6 +69,26 @@ def test_workers_that_go_and_do_not_come_back_are_an_error_though_the_scheduler_
         timer.join()
         running.start_worker()
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3  # the client is as good as before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_conversion_whose_workers_go_and_do_not_come_back_is_an_error_and_goes_on(running, until, tmp_path):
+    bids = dd.simulate_study(tmp_path / "bids", n_subjects=2, n_runs=3, shape=(7, 8, 9))
+    with dd.connect(running.address) as client:
+        client.patience_s, client._n_looks = 2.0, 1
+
+        def kill():
+            until(lambda: client.futures)  # the first thing that a conversion asks for; a worker has to import a lot before
+            running.kill_workers()
+
+        killer = Thread(target=kill)
+        killer.start()
+        with pytest.raises(ClusterError, match=r"gone and none came back within 2 s\. .*dask worker.*same call goes on"):
+            dd.convert(bids, tmp_path / "study.zarr", progress=False)
+        killer.join()
+        running.start_worker()
+        assert not dd.verify(dd.convert(bids, tmp_path / "study.zarr", progress=False), progress=False).problems
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from daskdecode.engine.plan import memory_budget
 from daskdecode.engine.sweep import tree_sum
 from daskdecode.engine.workers import check_workers_have
 from daskdecode.errors import DecodingError, MemoryBudgetError, nearest
-from daskdecode.lost import ends_in_words
 from daskdecode.models.content import NOT_CONTENT, shown
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
@@ -94,7 +93,6 @@ class Plan:
         return cls(arrays["validation"].tolist(), [block.tolist() for block in blocks])
 
 
-@ends_in_words()
 def search_hyperband(
     decoder: Any, X: Any, distributions: Any, y: Any, groups: Any, *, n_iter: int, random_state: int, nested: bool, path: Any = None
 ) -> SearchResult:
