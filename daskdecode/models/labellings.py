@@ -35,6 +35,16 @@ _FITS_TOGETHER = 100
 """Labellings whose fits are separate: a batch is what is lost when a test is killed."""
 
 
+def folds_stay(cv: Any, samples: Samples, design: Design) -> bool:
+    """Whether the folds of a rule are the same in whatever order the labels are."""
+    cv = among(cv, samples.rows, samples.n_given)
+    by_runs = cv == "run" if isinstance(cv, str) else isinstance(cv, LeaveOneGroupOut)
+    listed = not isinstance(cv, str | int | np.integer) and not hasattr(cv, "split")
+    given = listed and (design.inner is None or samples.groups is not None)
+    # Folds of a regression never look at its values.
+    return by_runs or given or design.classes is None
+
+
 class Labellings:
     """Scores of many orders of the labels.
 
@@ -53,12 +63,8 @@ class Labellings:
     def __init__(self, decoder: BaseDecoder, samples: Samples, design: Design, plan: Plan, blocks: VoxelBlocks) -> None:
         self.decoder, self.samples, self.design, self.plan, self.blocks = decoder, samples, design, plan, blocks
         self.judge = judge_of(decoder.scoring, design.scorer, classes=design.classes is not None)
-        self.cv = cv = among(decoder.cv, samples.rows, samples.n_given)
-        by_runs = cv == "run" if isinstance(cv, str) else isinstance(cv, LeaveOneGroupOut)
-        listed = not isinstance(cv, str | int | np.integer) and not hasattr(cv, "split")
-        given = listed and (design.inner is None or samples.groups is not None)
-        # Folds of a regression never look at its values.
-        self.same_folds = by_runs or given or design.classes is None
+        self.cv = among(decoder.cv, samples.rows, samples.n_given)
+        self.same_folds = folds_stay(decoder.cv, samples, design)
         self.seen = Seen.of(blocks, design, plan) if self._sees_the_same() else None
         self.batch = self._batch()
 

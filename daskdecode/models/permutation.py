@@ -15,9 +15,10 @@ from sklearn.base import clone
 from daskdecode.errors import DecodingError
 from daskdecode.lost import ends_in_words
 from daskdecode.models.base import BaseDecoder
+from daskdecode.models.content import shown
 from daskdecode.models.estimators import check_choice
 from daskdecode.models.exchange import Exchange, exchangeable, step_of, times_of
-from daskdecode.models.labellings import Labellings
+from daskdecode.models.labellings import Labellings, folds_stay
 from daskdecode.models.null import PermutationTest, class_means, summarise
 from daskdecode.models.record import Record, digest_of, fingerprint
 from daskdecode.models.samples import Samples
@@ -159,6 +160,7 @@ def permute(
     content = None
     if path is not None:
         more: dict[str, Any] = {"exchangeable": digest_of(units.units), "random_state": random_state}
+        more["permuted folds"] = "the same" if folds_stay(decoder.cv, samples, design) else shown(decoder.cv)
         content = fingerprint(decoder.get_params(deep=False), samples, design, **more)
     record = Record(_KIND, path, content)
     labellings = Labellings(decoder, samples, design, plan, voxels)

@@ -158,7 +158,7 @@ def fingerprint(params: Mapping[str, Any], samples: Samples, design: Design, *, 
     folds = [*design.outer, *(split for fold in design.inner or () for split in fold)]
     return {
         "data": f"{samples.x.dtype.str} {samples.x.shape} {data_hash(samples) if hashed is None else hashed:016x}",
-        "labels": digest_of([np.asarray(samples.y).astype(str)]),
+        "labels": digest_of(in_classes(np.asarray(samples.y))),
         "runs": digest_of([] if samples.groups is None else [samples.groups.astype(str)]),
         "folds": digest_of(part for split in folds for part in split),
         **{name: shown(value) for name, value in params.items() if name not in _NOT_CONTENT},
@@ -168,6 +168,12 @@ def fingerprint(params: Mapping[str, Any], samples: Samples, design: Design, *, 
         **more,
         **versions(),
     }
+
+
+def in_classes(y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Names of classes (or values) in their order, which is that of scores, and the number of each sample's: 9 and 10, but "10" and "9"."""
+    values, codes = np.unique(y, return_inverse=True)
+    return values.astype(str), codes
 
 
 def digest_of(arrays: Iterable[NDArray[Any]]) -> str:

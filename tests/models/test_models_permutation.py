@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import dask
 import dask.array as da
@@ -462,3 +463,37 @@ def test_the_score_is_the_decoders_own_where_candidates_tie():
         decoder = Decoder(param_grid={"C": [0.01, 1]}, screening_percentile=None)
         test = permutation_test(decoder, x, y, groups, n_permutations=1)
         assert test.score == pytest.approx(np.mean(list(decoder.fit(x, y, groups).cv_scores_.values())), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------- whose null it is
+
+
+def test_a_null_is_not_taken_for_classes_in_another_order(tmp_path):
+    """Numbers are in order 2, 3, 10, and text in order 10, 2, 3: scores by class would be those of others."""
+    x, codes, groups = make(3, n_runs=3, length=4, signal=0.7, p=20, seed=1)
+    y = np.array([2, 3, 10])[np.unique(codes, return_inverse=True)[1]]
+    decoder = Decoder("ridge_classifier", screening_percentile=None)
+    first = permutation_test(decoder, x, y, groups, n_permutations=3, path=tmp_path / "null.npz")
+    again = permutation_test(decoder, x, y.astype(np.uint8), groups, n_permutations=3, path=tmp_path / "null.npz")
+    assert again.to_dict() == first.to_dict()
+    with pytest.raises(DecodingError, match="the labels differ"):
+        permutation_test(decoder, x, y.astype(str), groups, n_permutations=3, path=tmp_path / "null.npz")
+
+
+def test_a_null_is_not_taken_for_folds_that_permuted_labels_do_not_change(tmp_path):
+    x, y, groups = make(2, n_runs=3, length=4, signal=0.7, p=20, seed=1)
+    folds = list(StratifiedKFold(2).split(x, y))
+    nulls = {}
+    for name, cv in {"by labels": 2, "listed": folds}.items():
+        decoder = Decoder("ridge_classifier", screening_percentile=None, cv=cv)
+        nulls[name] = permutation_test(decoder, x, y, groups, n_permutations=9).null
+        with pytest.raises(DecodingError, match="permuted folds") if name == "listed" else nullcontext():
+            permutation_test(decoder, x, y, groups, n_permutations=9, path=tmp_path / "null.npz")
+    assert not np.allclose(nulls["by labels"], nulls["listed"])
+
+
+def test_a_null_is_taken_however_leaving_a_run_out_is_asked_for(tmp_path):
+    x, y, groups = make(2, n_runs=3, length=4, signal=0.7, p=20, seed=1)
+    for cv in ("run", LeaveOneGroupOut(), list(LeaveOneGroupOut().split(x, y, groups))):
+        decoder = Decoder("ridge_classifier", screening_percentile=None, cv=cv)
+        permutation_test(decoder, x, y, groups, n_permutations=3, path=tmp_path / "null.npz")

@@ -29,7 +29,7 @@ from daskdecode.models.content import NOT_CONTENT, shown
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.estimators import resolve_estimator, resolve_scorer, resolve_screening
 from daskdecode.models.outcome import versions
-from daskdecode.models.record import Record, digest_of
+from daskdecode.models.record import Record, digest_of, in_classes
 from daskdecode.models.samples import Samples, as_samples
 from daskdecode.tuning.pooled.blocks import (
     BLOCK_NBYTES,
@@ -246,7 +246,7 @@ def _content(decoder: Decoder, samples: Samples, who: NDArray[Any], settings: Se
     not_used = NOT_CONTENT | {"cv", "engine", "param_grid", "tune"}
     return {
         "data": f"{samples.x.dtype.str} {samples.x.shape} {hashed:016x}",
-        "labels": digest_of([np.asarray(samples.y).astype(str)]),
+        "labels": digest_of(in_classes(np.asarray(samples.y))),
         "runs": digest_of([] if samples.groups is None else [samples.groups.astype(str)]),
         "groups": digest_of([who.astype(str)]),
         **{name: shown(value) for name, value in decoder.get_params(deep=False).items() if name not in not_used},
