@@ -144,18 +144,34 @@ def run_node(subject: str, session: str | None, run: str) -> str:
 
 def read_attributes(store: Store, path: str = "") -> dict[str, Any] | None:
     """Attributes of a group, None where there is no group. One small read, whatever consolidated metadata say."""
+    node = _read_node(store, path)
+    return None if node is None else _attributes_of(node)
+
+
+def read_with_below(store: Store, path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Attributes of a group, and of the groups below by their paths from it, as its consolidated metadata have them. One small read."""
+    node = _read_node(store, path) or {}
+    below = (node.get("consolidated_metadata") or {}).get("metadata", {})
+    return _attributes_of(node) or {}, {name: found for name, inner in below.items() if (found := _attributes_of(inner)) is not None}
+
+
+def _attributes_of(node: Any) -> dict[str, Any] | None:
+    return dict(node.get("attributes", {})) if isinstance(node, dict) and node.get("node_type") == "group" else None
+
+
+def _read_node(store: Store, path: str) -> Any:
+    """Metadata of a node, None where there is none."""
     key = f"{path}/zarr.json".lstrip("/")
     with reached(store):
         found = sync(store.get(key, default_buffer_prototype()))
     if found is None:
         return None
     try:
-        node = json.loads(found.to_bytes())
+        return json.loads(found.to_bytes())
     except ValueError as error:
         # Overwriting needs the root, which alone says that what lies there is a study store.
         instead = "convert again with overwrite=True" if path else f"delete {address(store)} yourself and convert again"
         raise StoreError(f"{key} in {address(store)} is damaged ({reason(error)}): restore it from a copy, or {instead}.") from error
-    return dict(node.get("attributes", {})) if isinstance(node, dict) and node.get("node_type") == "group" else None
 
 
 def read_many(store: Store, paths: Sequence[str]) -> list[dict[str, Any] | None]:

@@ -22,9 +22,9 @@ from daskdecode.store.layout import (
     address,
     as_store,
     digest,
-    read_attributes,
     read_dtype,
     read_many,
+    read_with_below,
     reason,
     require_readable,
 )
@@ -129,11 +129,19 @@ class StoredSubject:
         return _open_runs(self.store, self.root, self._runs(session))
 
     def content(self, session: str | None = None) -> dict[str, Any]:
-        """What decides its values: the fingerprints of its runs; and the checksum of each mask. One small read."""
-        expected = fingerprints(self.root["plan"])
-        attributes = read_attributes(self.store, self.root["plan"]["subjects"][0]["node"]) or {}
+        """What its values are: of each run, the fingerprint and checksums; and the checksum of each mask. One small read.
+
+        Raises
+        ------
+        StoreError
+            Metadata of a run have gone.
+        """
+        node = self.root["plan"]["subjects"][0]["node"]
+        attributes, below = read_with_below(self.store, node)
         masks = {name: attributes.get("mask_details", {}).get(name, {}).get("sha256", name) for name in attributes.get("masks", [])}
-        return {"runs": {run["node"]: expected[run["node"]] for run in self._runs(session)}, "masks": masks}
+        runs = [run["node"] for run in self._runs(session)]
+        require_all(self.store, [run for run in runs if run.removeprefix(f"{node}/") not in below])
+        return {"runs": {run: _content(below[run.removeprefix(f"{node}/")], attributes) for run in runs}, "masks": masks}
 
     def _runs(self, session: str | None) -> list[dict[str, Any]]:
         runs: list[dict[str, Any]] = self.root["plan"]["runs"]
@@ -303,10 +311,19 @@ def _repetition_times(group: Any, relative: list[str], runs: list[dict[str, Any]
 def _lazy(group: Any, store: Store, run: str, node: str) -> da.Array:
     """The bold signal of one run, one task a chunk on disk."""
     source = _ScaledRun(group[f"{run}/{BOLD}"], f"{node}/{run}", address(store))
-    token = digest([address(store), node, run, group[run].attrs["fingerprint"], group.attrs["fingerprint"]])[:32]
+    token = digest([address(store), node, run, _content(group[run].attrs, group.attrs)])[:32]
     meta = np.empty((0, 0), dtype=source.dtype)
     bold: da.Array = da.from_array(source, chunks=source.chunks, name=f"{BOLD}-{token}", asarray=False, lock=False, meta=meta)
     return bold
+
+
+def _content(run: Mapping[str, Any], subject: Mapping[str, Any]) -> list[Any]:
+    """What decides the values of a run, by the attributes of its group and of its subject's.
+
+    Fingerprints tell what was asked for and of which files, by size and time. Another file may have both, as a copy of other content
+    that keeps its time; its checksum, taken as it was read, differs.
+    """
+    return [run["fingerprint"], run["source"]["sha256"], subject["fingerprint"], subject["voxel_sha256"]]
 
 
 class _ScaledRun:

@@ -136,6 +136,8 @@ def _attributes(subject: SubjectPlan, voxel: np.ndarray) -> dict[str, Any]:
     longest = max(layout.time_chunk(n, len(voxel), size) for n, size in zip(lengths, dtypes, strict=True))
     return {
         "fingerprint": layout.digest(subject.to_json()),
+        # What mask="auto" finds is known from the images only, and to another version may be other voxels.
+        "voxel_sha256": layout.digest(voxel.tobytes()),
         "subject": subject.subject,
         "affine": header.affine.tolist(),
         "shape": list(header.shape),

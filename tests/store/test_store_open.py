@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -18,6 +20,7 @@ import daskdecode as dd
 from daskdecode.errors import FormatVersionError, GridMismatchError, SelectionError, StoreError
 from daskdecode.store import layout
 from daskdecode.store.describe import describe
+from daskdecode.store.open import stored_subjects
 from daskdecode.testing import CountingStore, NoCompute, UnexpectedComputeError
 
 SHAPE = (7, 8, 9)
@@ -79,6 +82,40 @@ def test_chunks_and_names_are_those_of_the_store(store: Path) -> None:
     assert first.bold.chunksizes["voxel"] == (64,) * 7 + (56,)
     assert first.bold.data.name == second.bold.data.name
     assert first.bold.data.dask.keys() == second.bold.data.dask.keys()
+
+
+def test_other_content_of_the_same_size_and_time_has_other_names_and_another_content(tmp_path: Path, make_runs) -> None:
+    """A restored or synchronised copy keeps its time: a decode must not take results of the old one, nor Dask its persisted chunks."""
+    runs, found = make_runs(2), []
+    for _ in range(2):
+        dd.convert(runs, tmp_path / "s.zarr", mask="none", overwrite=True)
+        found.append((dd.open_subject(tmp_path / "s.zarr"), stored_subjects(tmp_path / "s.zarr")[0]["1"].content()))
+        first = Path(runs[0].bold)
+        times = first.stat()
+        raw = bytearray(gzip.decompress(first.read_bytes()))
+        raw[-1] ^= 1
+        packed = gzip.compress(bytes(raw), 1, mtime=0)
+        assert len(packed) == times.st_size
+        first.write_bytes(packed)
+        os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (before, content), (now, other) = found
+    assert [content["runs"][run] == other["runs"][run] for run in content["runs"]] == [False, True]
+    layers = [{name for name in ds.bold.data.dask.layers if name.startswith("bold-")} for ds in (before, now)]
+    assert [len(names) for names in layers] == [2, 2]
+    assert len(layers[0] & layers[1]) == 1
+
+
+def test_other_voxels_of_a_mask_that_is_found_are_other_content(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of nilearn may find another brain in the same images."""
+    found = []
+    for n in (30, 40):
+        brain = np.zeros(SHAPE, dtype=bool)
+        brain.ravel()[:n] = True
+        monkeypatch.setattr("daskdecode.store.subjects.find_brain", lambda *_, brain=brain: brain)
+        dd.convert(make_runs(), tmp_path / "s.zarr", mask="auto", overwrite=True)
+        found.append((dd.open_subject(tmp_path / "s.zarr").bold.data.name, stored_subjects(tmp_path / "s.zarr")[0]["1"].content()))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_dataset_is_as_the_schema_says(store: Path) -> None:
