@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from daskdecode.cli.command import WHERE, Command, ComputingCommand, Failure, as_failure, print_json, scheduler, worker_count
+from daskdecode.cli.command import INCOMPLETE, WHERE, Command, ComputingCommand, Failure, as_failure, print_json, scheduler, worker_count
 
 _JOBS = click.option(
     "--jobs",
@@ -25,6 +25,9 @@ _JOBS = click.option(
     help="Folder that says how submissions go; every node has to see it.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+
+_CHECKS: Final = ("verify",)
+"""Commands whose exit status 1 ends a submission; of the others it says that some subjects failed and the others are done."""
 
 
 def _split(ctx: click.Context, arguments: Sequence[str]) -> tuple[list[list[str]], list[bool]]:
@@ -76,8 +79,9 @@ def submit(
     """Hand daskdecode commands to the batch system, and return at once.
 
     Commands are separated by -- and run one after another, in a job of their own that asks for workers; the first that fails ends
-    it. Results are where the commands would put them here. A command that says itself where to work (--scheduler, --cluster or
-    --n-workers after its --) works there: with --scheduler local on the cores of that one job. The others have the workers.
+    it (subjects that fail do not: the others are done). Results are where the commands would put them here. A command that says itself
+    where to work (--scheduler, --cluster or --n-workers after its --) works there: with --scheduler local on the cores of that one job.
+    The others have the workers.
     """
     from daskdecode.cluster import submit as submissions
     from daskdecode.cluster.spec import read_spec
@@ -171,18 +175,29 @@ def driver(ctx: click.Context, /, folder: Path) -> None:
 def _run_all(group: click.Group, job: dict[str, Any], cluster: Path) -> int:
     """Run the commands one after another; return the exit status of the first that fails, or 0.
 
-    Commands for the workers that follow one another share them; none wait while a command works elsewhere.
+    Commands for the workers that follow one another share them; none wait while a command works elsewhere. Subjects that fail stop
+    nobody else: the commands that follow do the others, and the exit status tells in the end.
     """
+    incomplete = []
     for spread, commands in itertools.groupby(zip(job["workers"], job["commands"], strict=True), itemgetter(0)):
         with scheduler(None, str(cluster) if spread else None, None):
             for _, command in commands:
                 click.echo(f"$ daskdecode {shlex.join(command)}", err=True)
-                try:
-                    group.main(list(command), prog_name="daskdecode")
-                except SystemExit as ended:
-                    if ended.code:
-                        return ended.code if isinstance(ended.code, int) else 1
-    return 0
+                ended = _exit_status(group, command)
+                if ended == INCOMPLETE and command[0] not in _CHECKS:
+                    incomplete.append(command[0])
+                elif ended:
+                    return ended
+    if incomplete:
+        click.echo(f"Some subjects failed ({', '.join(incomplete)}): the log names them. The others are done.", err=True)
+    return INCOMPLETE if incomplete else 0
+
+
+def _exit_status(group: click.Group, command: Sequence[str]) -> int:
+    try:
+        group.main(list(command), prog_name="daskdecode")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
 
 
 def _interrupt_on_sigterm() -> None:

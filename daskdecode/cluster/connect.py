@@ -19,7 +19,7 @@ from daskdecode.cluster.options import BATCH, LOCAL
 from daskdecode.cluster.security import security_of
 from daskdecode.cluster.spec import ClusterSpec, read_spec
 from daskdecode.cluster.versions import check_versions
-from daskdecode.errors import ClusterError
+from daskdecode.errors import ClusterError, DaskDecodeError
 from daskdecode.lost import said_of
 
 _LOOK_S: Final = 3.0
@@ -78,8 +78,9 @@ def connect(
     ClusterSpecError
         The description is not understood, or a package is missing.
     ClusterError
-        No scheduler answers, or no worker came in time (then with the batch system's own reason, and with nothing left behind), or the
-        workers run other code than this session. Later, from whatever works: workers died of it, or all went and none came back in time.
+        No scheduler answers or starts, or no worker came in time (then with the batch system's own reason, and with nothing left behind),
+        or the workers run other code than this session. Later, from whatever works: workers died of it, or all went and none came back in
+        time.
 
     Notes
     -----
@@ -123,8 +124,16 @@ def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
     settings = {}
     if "allowed_failures" in spec.options:  # read when a scheduler starts
         settings["distributed.scheduler.allowed-failures"] = spec.options["allowed_failures"]
-    with dask.config.set(settings):
-        cluster = launcher.start(spec, security)
+    try:
+        with dask.config.set(settings):
+            cluster = launcher.start(spec, security)
+    except DaskDecodeError:
+        raise
+    except (RuntimeError, ValueError) as error:  # distributed wraps what the network says, more than once
+        raise ClusterError(
+            f"The scheduler does not start here ({spec.kind}): {said_of(_innermost(error))}. Is what is given of host=, interface= and "
+            "dashboard= an address of this machine?"
+        ) from error
     why = functools.partial(launcher.why_no_workers, cluster)
     try:
         client = PatientClient(cluster, patience_s=spec.patience_s, why=why, owned=cluster, timeout=spec.timeout_s)
@@ -132,6 +141,13 @@ def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
         cluster.close()
         raise
     return _ready(client, spec, lambda: launcher.hopeless(cluster))
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What went wrong first."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _ready(client: PatientClient, spec: ClusterSpec, hopeless: Callable[[], str | None]) -> Client:

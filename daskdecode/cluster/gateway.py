@@ -31,6 +31,14 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001 
             f"The gateway is not known: {error} Give address= (http://host:port), or set gateway.address in Dask's configuration."
         ) from error
     try:
+        return _started(gateway, spec)
+    except BaseException:
+        gateway.close()  # aiohttp complains of what is left open
+        raise
+
+
+def _started(gateway: Any, spec: ClusterSpec) -> Any:
+    try:
         offered = gateway.cluster_options()
         wanted = _wanted(spec)
         unknown = sorted(set(wanted) - set(offered))

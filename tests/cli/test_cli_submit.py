@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -111,6 +112,34 @@ def test_a_failing_command_ends_it_and_is_told(run, site):
     assert "nowhere.zarr" in found["detail"]
     assert "$ daskdecode verify" in run("logs", name).stdout
     assert "$ daskdecode convert" not in driven.stderr
+
+
+def test_subjects_that_fail_do_not_end_it_but_a_store_that_differs_does(run, site, study, masks, tmp_path):
+    bids = shutil.copytree(study, tmp_path / "bids")
+    image = bids / "sub-02" / "func" / "sub-02_task-objectviewing_run-03_bold.nii.gz"
+    image.write_bytes(image.read_bytes()[:-900])
+    commands = [["convert", str(bids), "s.zarr", *masks], ["decode", "s.zarr", "--mask", "vt", "--output", "out", "--json"]]
+    name = run("submit", "--cluster", "site.yaml", "--", *commands[0], "--", *commands[1]).stdout.strip()
+    folder = Path("daskdecode-jobs") / name
+    (folder / "cluster.yaml").write_text("kind: threads\n")
+    driven = run("driver", folder)
+    assert driven.exit_code == 1
+    assert json.loads(driven.stdout[driven.stdout.index("\n{") :])["n_done"] == 1
+    assert Path("out/sub-01").is_dir()
+    assert driven.stderr.splitlines()[-1] == "Some subjects failed (convert, decode): the log names them. The others are done."
+    (folder / "driver.log").write_text(driven.stdout + driven.stderr)
+    site("")
+    assert _state(run, name)["state"] == "failed"
+    assert _state(run, name)["detail"].startswith("exit status 1: Some subjects failed")
+
+    name = run("submit", "--cluster", "site.yaml", "--", "verify", "s.zarr", "--", *commands[1]).stdout.strip()
+    array = next(Path("s.zarr/sub-01").rglob("run-01/bold/c/0/0"))
+    array.unlink()
+    folder = Path("daskdecode-jobs") / name
+    (folder / "cluster.yaml").write_text("kind: threads\n")
+    driven = run("driver", folder)
+    assert driven.exit_code == 1
+    assert "$ daskdecode decode" not in driven.stderr
 
 
 def test_a_driver_that_vanished_is_lost_and_one_that_cannot_be_asked_is_unknown(run, site, tmp_path):

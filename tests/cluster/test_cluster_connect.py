@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -94,6 +95,25 @@ def test_no_scheduler_at_an_address():
     with pytest.raises(ClusterError, match=rf"No scheduler answers at {address} within 0.5 s"):
         dd.connect(address, timeout_s=0.5)
     assert dask.base.get_scheduler() is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "said"),
+    [
+        ("local", {"dashboard": "192.0.2.1:8787"}, r"\(local\): .*annot assign requested address.* dashboard="),
+        ("slurm", {"host": "192.0.2.1"}, r"\(slurm\): .*annot assign requested address.* host="),
+        ("slurm", {"interface": "ib99"}, r"\(slurm\): 'ib99' is not a valid network interface.* interface="),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # distributed leaves a socket to the garbage collector
+def test_an_address_that_is_not_of_this_machine_is_named(spec, options, said, monkeypatch, tmp_path):
+    if spec == "slurm":
+        pytest.importorskip("dask_jobqueue")
+        monkeypatch.setattr("daskdecode.cluster.batch.shutil.which", lambda command: f"/usr/bin/{command}")  # no job is submitted
+        options |= {"threads_per_worker": 1, "memory_limit": "1GB", "log_folder": str(tmp_path)}
+    with pytest.raises(ClusterError, match=said):
+        dd.connect(spec, **options)
+    gc.collect()
 
 
 def test_a_scheduler_without_workers_is_named_after_the_time_that_was_given():
