@@ -21,7 +21,7 @@ from daskdecode.engine.plan import Plan
 from daskdecode.engine.rotation import Factor
 from daskdecode.engine.sight import Viewers, sights
 from daskdecode.engine.sweep import VoxelBlocks
-from daskdecode.engine.workers import n_threads_of_all
+from daskdecode.engine.workers import active_client, n_threads_of_all
 from daskdecode.models.record import Record
 from daskdecode.tuning.dask_ml import SettingsSearch
 from daskdecode.tuning.table import Form, HeldOut, Table, searched, unconverged
@@ -32,7 +32,7 @@ Bools = NDArray[np.bool_]
 
 
 SHARES = 20
-"""Parts of a search that is kept on disk, each kept as it ends: what a kill loses is at most one of them."""
+"""Parts of a search of which something may be killed, each safe once it ends: what a kill loses is at most one of them."""
 
 _FITS_OF_A_THREAD = 4
 """Fits of a part for each thread, at least: threads wait for the last ones of a part, which should not be often."""
@@ -125,8 +125,8 @@ def score_settings(
     Notes
     -----
     Eager. One graph a batch: what its training sets see is worked out, gathered to one object and sent once to each worker that fits. With
-    a record, a batch is cut into parts of their own graphs, which share that object; after a kill it is worked out again, for what it was
-    when nothing was killed, so that scores are the same to the bit.
+    a record, or on a cluster, a batch is cut into parts of their own graphs, which share that object; scores are safe once their part ends.
+    After a kill the object is worked out again, for what it was when nothing was killed, so that scores are the same to the bit.
     Memory: ``plan.batch`` Gram matrices a worker, or one copy of the selected voxels.
     """
     n_problems, n_settings = len(design.targets), len(design.candidates)
@@ -143,7 +143,9 @@ def score_settings(
     raised: float | str = "raise" if error_score == "raise" else -np.inf
     failed = float(error_score) if error_score != "raise" and np.isfinite(float(error_score)) else -np.inf
     size = _batch_size(design, plan, masks, len(every))
-    part = size if record is None else min(size, part_size(len(every), n_settings))
+    # Scores that are still on workers are lost with them.
+    in_parts = record is not None or active_client() is not None
+    part = min(size, part_size(len(every), n_settings)) if in_parts else size
     for start in range(found.n_done - found.n_done % size, len(every), size):
         batch = every[start : start + size]
         chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
