@@ -50,7 +50,8 @@ def pool_subjects(
         If the grids (shape, affine) of two subjects differ: voxels then mean different places, and the subjects must be brought to one
         space (fMRIPrep's MNI152 outputs) before they are converted.
     SelectionError
-        An unknown subject, no voxel that all have, and what the selections raise.
+        An unknown subject, no voxel that all have, two datasets with the same run of a subject of the same name, and what the
+        selections raise.
 
     Warns
     -----
@@ -72,7 +73,7 @@ def pool_subjects(
         [part[schema.BOLD].transpose(schema.TIME, schema.VOXEL).data for part in parts], allow_unknown_chunksizes=False
     )
     along_time: dict[str, Any] = {schema.TIME: np.concatenate([part[schema.TIME].values for part in parts])}
-    along_time[schema.RUN] = np.concatenate([np.char.add(f"sub-{_name(part)}/", schema.run_ids(part)) for part in parts])
+    along_time[schema.RUN] = np.concatenate(_runs_of(parts))
     along_time[schema.SUBJECT] = np.concatenate([np.full(part.sizes[schema.TIME], _name(part)) for part in parts])
     if all(schema.LABEL in part.coords for part in parts):
         along_time[schema.LABEL] = np.concatenate([np.asarray(part[schema.LABEL].values).astype(str) for part in parts])
@@ -82,6 +83,20 @@ def pool_subjects(
     attrs = {name: first.attrs[name] for name in kept if name in first.attrs} | {"subject": ", ".join(map(_name, parts))}
     attrs |= _repetition_times(parts)
     return xr.Dataset({schema.BOLD: ((schema.TIME, schema.VOXEL), signals)}, coords=coords, attrs=attrs)
+
+
+def _runs_of(parts: Sequence[xr.Dataset]) -> list[np.ndarray]:
+    """Name of each volume's run in each dataset, unique over all: what is in one run is scaled, and held out, together."""
+    names = [np.char.add(f"sub-{_name(part)}/", schema.run_ids(part)) for part in parts]
+    known: set[str] = set()
+    for own in map(set, (each.tolist() for each in names)):
+        if twice := sorted(known & own):
+            raise SelectionError(
+                f"Two of the datasets have a run {twice[0]}, and would be taken for one recording. If they are of different people, as "
+                "subjects of two studies, give them other names: ds.assign_attrs(subject='b01'). If not, give the subject once."
+            )
+        known |= own
+    return names
 
 
 def _repetition_times(parts: Sequence[xr.Dataset]) -> dict[str, Any]:

@@ -84,6 +84,15 @@ def test_what_cannot_be_pooled_is_refused():
         dd.pool_subjects([])
 
 
+def test_subjects_of_two_studies_that_have_one_name_are_not_taken_for_one():
+    """Their runs would be scaled, and held out, together."""
+    a, b = subject("01", np.arange(6)), subject("01", np.arange(6), seed=1)
+    with pytest.raises(SelectionError, match="have a run sub-01/01"):
+        dd.pool_subjects([a, b])
+    pooled = dd.pool_subjects([a, b.assign_attrs(subject="b01")])
+    assert list(dict.fromkeys(pooled["run"].values.tolist())) == ["sub-01/01", "sub-01/02", "sub-b01/01", "sub-b01/02"]
+
+
 def test_a_study_on_disk(tmp_path):
     study = dd.simulate_study(tmp_path / "bids", n_subjects=2, n_runs=2, shape=(8, 9, 7), seed=1)
     dd.convert(study, tmp_path / "study.zarr", mask="none", progress=False)
