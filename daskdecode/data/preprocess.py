@@ -70,7 +70,8 @@ def standardize_samples(x: da.Array, runs: npt.ArrayLike | None, how: Standardiz
     Parameters
     ----------
     x : dask Array, shape (n_samples, n_voxels)
-        Any real dtype. float32 stays float32 and float64 float64; integers become float32 (64-bit ones float64), as in nilearn.
+        Any real dtype. float32 stays float32 and float64 float64; shorter floats and integers of up to 16 bits become float32, longer
+        integers float64: float32 has 24 bits, and nilearn, which takes it for integers of 32 bits, rounds large ones.
     runs : array-like of shape (n_samples,) or None
         The run of each sample; used (and needed) by ``"zscore_run"`` only.
     how : {"zscore_run", "zscore_sample", "psc"} or None
@@ -330,9 +331,9 @@ def _check_how(how: str) -> None:
 
 
 def _as_float(x: da.Array) -> da.Array:
-    if x.dtype.kind == "f":
-        return x
-    floats: da.Array = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32)
+    """Signals as native float32 or float64, whichever holds them: what compiled code takes, and sums need no less."""
+    exact = np.dtype(np.float32 if x.dtype.itemsize <= (4 if x.dtype.kind == "f" else 2) else np.float64)
+    floats: da.Array = x if x.dtype == exact else x.astype(exact)
     return floats
 
 

@@ -193,7 +193,7 @@ def data_hash(samples: Samples) -> int:
 
 def hash_values(x: NDArray[Any], columns: NDArray[np.uint64], rows: NDArray[np.uint64] | None = None) -> np.uint64:
     """Hash part of a matrix, of which these are the numbers of rows (default: all) and columns; sums of such are one of the whole."""
-    x = np.ascontiguousarray(x)
+    x = np.ascontiguousarray(x if x.dtype.itemsize <= 8 else x.astype(np.float64))  # no integer has the bits of a long double
     bits = x.view(f"u{x.dtype.itemsize}").astype(np.uint64)
     total = np.uint64(0)
     with np.errstate(over="ignore"):

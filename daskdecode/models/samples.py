@@ -248,13 +248,21 @@ def _per_sample(name: str, given: Any, n_samples: int, rows: NDArray[np.intp] | 
     values: NDArray[Any] = np.asarray(given)
     if values.ndim != 1 or values.size != n_samples:
         raise DecodingError(f"{name} has shape {values.shape} but X has {n_samples} samples: {name} needs one value a sample.")
-    values = values if rows is None else values[rows]
-    missing = np.flatnonzero(pd.isna(values))
+    # As they were given: beside text NumPy makes a missing value the word "nan", and a number text.
+    plain = np.asarray(given, dtype=object)
+    values, plain = (values, plain) if rows is None else (values[rows], plain[rows])
+    missing = np.flatnonzero(pd.isna(plain))
     if missing.size:
         raise DecodingError(f"{name} is missing for {missing.size} samples (the first is sample {missing[0]}): leave those samples out.")
     if values.dtype == object:
         kinds = {type(value) for value in values.tolist()}
         values = np.asarray(values.tolist()) if len(kinds) == 1 else values.astype(str)
+    if values.dtype.kind == "U":
+        alike = sorted({v for v in plain if isinstance(v, str)} & {str(v) for v in plain if not isinstance(v, str)})
+        if alike:
+            raise DecodingError(
+                f"{name} holds both the number {alike[0]} and the text {alike[0]!r}: are they the same? Make all of one kind."
+            )
     if values.dtype.kind not in "iufbU":
         raise DecodingError(f"{name} must hold text or numbers; found {values.dtype}.")
     return values
@@ -373,8 +381,8 @@ def _mask_image(image: Any, voxels: NDArray[np.intp]) -> NDArray[np.floating]:
 
 
 def _float_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Nilearn's rule: floats keep their precision, integers become float32."""
-    return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float32)
+    """Floats keep their precision; integers become float32 as in nilearn, but for those of more than 16 bits, which it has no room for."""
+    return dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
 
 
 def _stream_masked(header: NiftiHeader, voxels: NDArray[np.intp], dtype: np.dtype[Any]) -> NDArray[np.floating]:

@@ -168,7 +168,7 @@ def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Spli
 def natural_order(groups: NDArray[Any]) -> Ints:
     """Number the runs so that run 2 comes before run 10."""
     names, codes = np.unique(groups.astype(str), return_inverse=True)
-    keys = [[(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)] for name in names]
+    keys = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)] for name in names]
     rank = np.empty(names.size, dtype=np.intp)
     rank[sorted(range(names.size), key=keys.__getitem__)] = np.arange(names.size)
     return np.asarray(rank[codes])
