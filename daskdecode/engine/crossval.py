@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 import dask
 import numpy as np
 from dask.delayed import Delayed
-from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from daskdecode.engine import fold_sweep
 from daskdecode.engine.choice import choose
@@ -26,9 +24,10 @@ from daskdecode.engine.moments import Bools, Floats, Ints, Screening
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.ranking import Rank, cell_scores, n_candidates, sums_are_less
 from daskdecode.engine.sight import Viewers, sights
-from daskdecode.engine.solvers import Fits, Params, Problem
+from daskdecode.engine.solvers import OF_FITS, Fits, Params, Problem
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.engine.within_fold import Lesson, fit_on_prepared_columns, fit_on_prepared_gram, screening_scores
+from daskdecode.quiet import quiet
 
 Progress = Callable[[int, int], None]
 
@@ -160,12 +159,7 @@ def _fit_all(
         chosen = None if masks is None else np.stack([masks[s, c] for s, c in batch])
         viewers = Viewers(design, sets, batch, chosen)
         tasks = _batch(blocks, viewers, plan)
-        with warnings.catch_warnings():
-            # Both are counted and reported once, by name, instead of once a fit.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.simplefilter("ignore", UndefinedMetricWarning)
-            # A search of the estimator's own splits the training samples by itself, and says so once a fit.
-            warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        with quiet(*OF_FITS):
             if _scaled_grams(design, plan):
                 # Their sums read blocks by themselves, and share them with nothing else.
                 (computed,) = dask.compute(tasks)

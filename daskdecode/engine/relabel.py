@@ -7,14 +7,12 @@ worked out for several labellings in one sweep over the voxels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from daskdecode.engine.choice import choose
 from daskdecode.engine.closed_form import closed_form
@@ -26,8 +24,9 @@ from daskdecode.engine.moments import Floats, Ints
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.rescreen import screen_all
 from daskdecode.engine.sight import Viewers, sights
-from daskdecode.engine.solvers import Fits, Problem
+from daskdecode.engine.solvers import OF_FITS, Fits, Problem
 from daskdecode.engine.sweep import VoxelBlocks
+from daskdecode.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -165,10 +164,7 @@ def _batches(
 
 
 def _compute(keys: Sequence[Sequence[tuple[int, int, int]]], tasks: Sequence[Any]) -> Iterator[tuple[tuple[int, int, int], Fits]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
-        warnings.filterwarnings("ignore", message="The least populated class in y has only")
+    with quiet(*OF_FITS):
         done = dask.compute(*tasks)
     for members, fits in zip(keys, done, strict=True):
         yield from zip(members, fits, strict=True)

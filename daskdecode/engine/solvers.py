@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from sklearn.base import is_regressor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 from sklearn.linear_model import LassoCV, LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
@@ -28,6 +29,8 @@ Ints = NDArray[np.intp]
 Params = Mapping[str, Any]
 Scorer = Callable[[Any, Floats, NDArray[Any]], float]
 
+OF_FITS: tuple[type[Warning] | str, ...] = (ConvergenceWarning, UndefinedMetricWarning, "The least populated class in y has only")
+"""Warnings that are counted and reported once, by name, instead of once a fit; the last is of estimators that split training samples."""
 
 _ONE_LIBLINEAR = threading.Lock()
 """liblinear draws from one random generator a process and releases the GIL: fits that overlap in threads disturb each other's draws, and

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -14,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from daskdecode.errors import CorruptFileError, GridMismatchError, SelectionError, StoreError, nearest
+from daskdecode.quiet import quiet
 from daskdecode.schema import MASK_PREFIX, VOXEL
 from daskdecode.sources.nifti import NiftiHeader, stream_volumes
 from daskdecode.store.layout import (
@@ -266,8 +266,7 @@ def find_brain(means: Sequence[np.ndarray], affine: np.ndarray, subject: str) ->
         raise _no_brain(subject, "every voxel has one value")
     # Opening erodes two voxels from every side: a grid this thin would have nothing left.
     opening = 2 if min(mean.shape) >= 8 else False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty mask is an error below
+    with quiet(Warning):  # an empty mask is an error below
         try:
             found = compute_epi_mask(mean, opening=opening)
         except (ValueError, IndexError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,7 +10,6 @@ import dask
 import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 from sklearn.pipeline import Pipeline
 
 from daskdecode.engine.coordinate_descent import can_solve
@@ -20,9 +18,11 @@ from daskdecode.engine.design import Design, TrainingSet
 from daskdecode.engine.plan import Plan
 from daskdecode.engine.rotation import Factor
 from daskdecode.engine.sight import Viewers, sights
+from daskdecode.engine.solvers import OF_FITS
 from daskdecode.engine.sweep import VoxelBlocks
 from daskdecode.engine.workers import active_client, n_threads_of_all
 from daskdecode.models.record import Record
+from daskdecode.quiet import quiet
 from daskdecode.tuning.dask_ml import SettingsSearch
 from daskdecode.tuning.table import Form, HeldOut, Table, searched, unconverged
 
@@ -229,11 +229,7 @@ class _Batch:
             cv=[(self._train(pair), np.unique(np.concatenate(tested))) for pair, tested in zip(pairs, tests, strict=True)],
             error_score=error_score,
         )
-        with warnings.catch_warnings():
-            # Counted, and told of once.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            warnings.simplefilter("ignore", UndefinedMetricWarning)
-            warnings.filterwarnings("ignore", message="The least populated class in y has only")
+        with quiet(*OF_FITS):
             search.fit(self.table, np.concatenate(list(design.targets)), **_weights(design, search.estimator))
         return dict(search.cv_results_)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from daskdecode.errors import DecodingError
 from daskdecode.models.decoder import Decoder
 from daskdecode.models.record import hash_values
 from daskdecode.models.samples import Samples
+from daskdecode.quiet import quiet
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -245,8 +245,7 @@ class BlockScorer:
     def of(self, decision: Floats, y: Ints) -> float:
         """Score decisions (n_samples, n_problems): mean over the problems for which the score is defined."""
         positive = [1] if self.n_classes == 2 else range(self.n_classes)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UndefinedMetricWarning)
+        with quiet(UndefinedMetricWarning):
             each = [score_decisions(self.scorer, d, np.where(y == c, 1, -1)) for d, c in zip(decision.T, positive, strict=True)]
         defined = np.asarray(each)[~np.isnan(each)]
         return float(defined.mean()) if defined.size else float("nan")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from daskdecode.engine.solvers import Scorer
+from daskdecode.quiet import quiet
 from daskdecode.tuning.pooled.blocks import Block, BlockScorer, decisions, load
 
 Floats = NDArray[np.float64]
@@ -88,8 +88,7 @@ class Lessons:
     def attempt(self, fit: Callable[[], Any]) -> Any:
         """Do it; None where it fails and that is put up with."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # each call of partial_fit is one epoch
+            with quiet(ConvergenceWarning):  # each call of partial_fit is one epoch
                 return fit()
         except Exception:  # whatever an estimator raises
             if not self.lenient:
