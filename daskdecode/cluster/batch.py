@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import math
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import dask
+from distributed import Status
 from distributed.deploy.spec import ProcessInterface
 from distributed.security import Security
 from tornado.ioloop import PeriodicCallback
 
 from daskdecode.cluster.local import LOOPBACK, dashboard_address
 from daskdecode.cluster.options import OPTIONS, clock
-from daskdecode.cluster.queues import SYSTEMS, BatchSystem, job_states
+from daskdecode.cluster.queues import PATIENCE_S, SYSTEMS, BatchSystem, job_states
 from daskdecode.cluster.spec import ClusterSpec
 from daskdecode.errors import ClusterSpecError
 
@@ -44,7 +50,7 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:
         raise ClusterSpecError(f"The command {system.submit} is not here: {spec.kind} can be used only where jobs are submitted.")
     base = getattr(jobqueue, system.cluster)
     # Whatever a job fails with is kept for the message: by itself it would go to a log and leave the cluster in pieces.
-    job_class = type("Job", (_Submitted, base.job_cls), {"failures": []})
+    job_class = type("Job", (_Submitted, base.job_cls), {"failures": [], "left": []})
     job = job_options(spec)
     Path(job["log_directory"]).mkdir(parents=True, exist_ok=True)  # credentials go there before the first log does
     cluster = type(base.__name__, (_Tidy, base), {})(job_cls=job_class, security=security, scheduler_options=_scheduler(spec), **job)
@@ -158,23 +164,65 @@ def _scheduler(spec: ClusterSpec) -> dict[str, Any]:
     return {**said, **configured, **({"host": spec.get("host")} if spec.get("host") else {})}
 
 
+def close(cluster: Any, timeout_s: float) -> str:
+    """End it, and its jobs. Returns which of them may be left, and what removes them."""
+    jobs = [job.job_id for job in cluster.workers.values() if job.job_id]
+    try:
+        cluster.close(timeout=timeout_s)
+        jobs = cluster.job_cls.left
+    except TimeoutError:
+        cluster.status = Status.closed  # or it would be tried again at the end of the interpreter
+    if not jobs:
+        return ""
+    cancel = cluster.job_cls.cancel_command
+    return f"{cancel.split()[0]} does not answer: jobs may be left in the queue. Once it does, remove them: {cancel} {' '.join(jobs)}"
+
+
 class _Submitted(ProcessInterface):
     """A job that could not be submitted is no reason to fall over: it is tried again by :func:`_keep`."""
 
     failures: list[str]
+    left: list[str]
+    job_id: str
+    default_config_name: Callable[[], str]
 
     async def start(self) -> None:
         """Submit."""
         try:
             await super().start()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, OSError) as error:
-            self.failures.append(complaint(str(error)))
+            refused = not isinstance(error, TimeoutError)
+            self.failures.append(f"{self.default_config_name()} refused a job: {complaint(str(error))}" if refused else str(error))
             await ProcessInterface.start(self)
 
     async def close(self) -> None:
         """Cancel."""
-        await super().close()  # type: ignore[no-untyped-call]
+        try:
+            await super().close()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            self.left.append(self.job_id)
         await ProcessInterface.close(self)
+
+    @staticmethod
+    async def _call(command: list[str], *, shell: bool = False, **options: Any) -> str:
+        """Run a command of the batch system; as dask-jobqueue's own, but one that does not answer is ended.
+
+        Its job may be there all the same: the worker of that ends by itself, when it finds no scheduler.
+        """
+        start: Any = asyncio.create_subprocess_shell if shell else asyncio.create_subprocess_exec
+        pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+        process = await start(*command, **pipes, start_new_session=True, **options)
+        try:
+            output, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        except TimeoutError:
+            raise TimeoutError(f"{command[0].split()[0]} has not answered within {PATIENCE_S:g} s") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}.\nstderr:\n{errors.decode()}")
+        return str(output.decode())
 
 
 def complaint(said: str) -> str:
@@ -227,7 +275,9 @@ def why_no_workers(cluster: Any) -> str:
         return f"{kind} does not answer when it is asked for jobs {', '.join(jobs)}."
     said = [f"{kind} says of job {job}: {state}." for job, state in list(states.items())[:3]]
     if cluster.job_cls.failures:
-        said.append(f"{kind} refused a job: {cluster.job_cls.failures[-1]}.")
+        said.append(f"{cluster.job_cls.failures[-1]}.")
+    if not said and set(cluster.worker_spec) - set(cluster.workers):
+        said.append(f"{_system(cluster).submit} has not answered yet.")
     ended = [job for job in jobs if job not in states]
     if ended:
         said.append(f"Job {ended[0]} has ended before its worker came{_log_of(cluster, ended[0])}")

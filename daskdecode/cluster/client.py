@@ -21,6 +21,8 @@ _LOOK_S: Final = 2.0
 """How often a client whose work waits looks for workers, seconds."""
 _QUICK_S: Final = 2.0
 """Seconds that a warning waits for the queue's own reason."""
+CLOSE_S: Final = 60.0
+"""Seconds in which a client, and a cluster that was started for it, have to close."""
 logger = logging.getLogger("daskdecode")
 
 
@@ -36,12 +38,14 @@ class PatientClient(Client):
         (``no-workers-timeout``), but only whoever starts it can make it.
     why : callable
         What is known of workers that do not come; may take its time.
-    owned : Cluster, optional
-        What closing the client closes too.
+    end : callable, optional
+        Ends what was started for the client, when that is closed; limits the time that this takes.
     """
 
-    def __init__(self, where: Any, *, patience_s: float, why: Callable[[], str], owned: Any = None, **kwargs: Any) -> None:
-        self.patience_s, self.why, self._owned = patience_s, why, owned
+    def __init__(
+        self, where: Any, *, patience_s: float, why: Callable[[], str], end: Callable[[], None] = lambda: None, **kwargs: Any
+    ) -> None:
+        self.patience_s, self.why, self._end = patience_s, why, end
         # Looks are counted rather than seconds: while this process stands still, no worker is heard of either.
         self._n_looks = max(5, math.ceil(patience_s / _LOOK_S))
         self._n_in_vain = 0
@@ -101,13 +105,14 @@ class PatientClient(Client):
         with dask.config.set(_LARGE):
             return Client.persist(self, *args, **kwargs)
 
-    def close(self, *args: Any, **kwargs: Any) -> Any:
+    def close(self, timeout: float = CLOSE_S) -> Any:
         """Close the client, then the scheduler and the workers that are its own."""
         try:
-            return Client.close(self, *args, **kwargs)
+            with contextlib.suppress(TimeoutError):  # a scheduler that does not answer need not be told
+                return Client.close(self, timeout)
         finally:
-            if self._owned is not None:
-                self._owned.close()
+            end, self._end = self._end, lambda: None  # once, however often it is closed
+            end()
             _leave_nothing_set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -14,7 +15,7 @@ import dask
 from distributed import Client
 from distributed.security import Security
 
-from daskdecode.cluster.client import PatientClient
+from daskdecode.cluster.client import CLOSE_S, PatientClient
 from daskdecode.cluster.options import BATCH, LOCAL
 from daskdecode.cluster.security import security_of
 from daskdecode.cluster.spec import ClusterSpec, read_spec
@@ -24,6 +25,7 @@ from daskdecode.lost import said_of
 
 _LOOK_S: Final = 3.0
 """How often a cluster without workers is asked whether there is any hope, seconds."""
+logger = logging.getLogger("daskdecode")
 
 
 def connect(
@@ -57,8 +59,9 @@ def connect(
     memory_limit : int or str, optional
         Memory of a worker, ``"8GB"`` or a number of bytes.
     timeout_s : float, optional
-        Seconds to wait for the scheduler and the first worker; and, whenever all workers have gone while there is work, for another.
-        Default: 60 on this machine, 900 elsewhere, where workers may queue; but 30 for the first worker of a scheduler that is running.
+        Seconds to wait for the scheduler and as many for the first worker; and, whenever all workers have gone while there is work, for
+        another. Default: 60 on this machine, 900 elsewhere, where workers may queue; but 30 for the first worker of a scheduler that is
+        running.
     dashboard : bool or str, optional
         An address such as ``":8787"``. Default: a free port of the loopback interface, at ``client.dashboard_link``.
     tls : bool, mapping or Security, optional
@@ -71,7 +74,8 @@ def connect(
     -------
     distributed.Client
         The active scheduler of this process until it is closed. Closing it, or leaving a ``with`` block, also ends what was started
-        here, and leaves alone a scheduler that was running before.
+        here, and leaves alone a scheduler that was running before. What has not ended after a minute (a batch system or a server that does
+        not answer) is left, and a warning in the log says what, and which command removes it.
 
     Raises
     ------
@@ -134,11 +138,11 @@ def _to_started(spec: ClusterSpec, security: Security | None) -> Client:
             f"The scheduler does not start here ({spec.kind}): {said_of(_innermost(error))}. Is what is given of host=, interface= and "
             "dashboard= an address of this machine?"
         ) from error
-    why = functools.partial(launcher.why_no_workers, cluster)
+    why, end = functools.partial(launcher.why_no_workers, cluster), functools.partial(_end, launcher, cluster)
     try:
-        client = PatientClient(cluster, patience_s=spec.patience_s, why=why, owned=cluster, timeout=spec.timeout_s)
+        client = PatientClient(cluster, patience_s=spec.patience_s, why=why, end=end, timeout=spec.timeout_s)
     except BaseException:
-        cluster.close()
+        end()
         raise
     return _ready(client, spec, lambda: launcher.hopeless(cluster))
 
@@ -148,6 +152,12 @@ def _innermost(error: BaseException) -> BaseException:
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
     return error
+
+
+def _end(launcher: Any, cluster: Any) -> None:
+    """Close a cluster, and say what may be left of it."""
+    if left := launcher.close(cluster, CLOSE_S):
+        logger.warning("%s", left)
 
 
 def _ready(client: PatientClient, spec: ClusterSpec, hopeless: Callable[[], str | None]) -> Client:

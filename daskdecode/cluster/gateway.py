@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import functools
+from typing import Any, Final
 
 from distributed.security import Security
 
 from daskdecode.cluster.batch import N_WORKERS, require
+from daskdecode.cluster.bounded import within
 from daskdecode.cluster.spec import ClusterSpec
 from daskdecode.errors import ClusterError, ClusterSpecError
+from daskdecode.lost import said_of
+
+_STOP_S: Final = 10.0
+"""Seconds to stop a cluster that has not started: the gateway may not answer at all."""
 
 
 def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001  # a gateway makes credentials of its own
@@ -20,7 +26,7 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001 
     ClusterSpecError
         dask-gateway is missing, no address is known, or the gateway does not know an option.
     ClusterError
-        The gateway does not answer, or refuses.
+        The gateway does not answer, refuses, or has not started a cluster in time.
     """
     dask_gateway = require(spec.kind, "dask_gateway", "gateway")
     _let_closed_ones_go(dask_gateway.Gateway)
@@ -33,30 +39,55 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001 
     try:
         return _started(gateway, spec)
     except BaseException:
-        gateway.close()  # aiohttp complains of what is left open
+        with contextlib.suppress(Exception):
+            within(_STOP_S, gateway.close)  # aiohttp complains of what is left open
         raise
 
 
 def _started(gateway: Any, spec: ClusterSpec) -> Any:
+    names: list[str] = []
+    fewest, most = spec.workers(N_WORKERS)
+
+    def begin() -> Any:
+        names.append(gateway.submit(_chosen(gateway, spec)))
+        cluster = gateway.connect(names[0], shutdown_on_close=True)
+        cluster.adapt(minimum=fewest, maximum=most)
+        return cluster
+
     try:
-        offered = gateway.cluster_options()
-        wanted = _wanted(spec)
-        unknown = sorted(set(wanted) - set(offered))
-        if unknown:
-            raise ClusterSpecError(
-                f"The gateway does not let its users choose {', '.join(unknown)}. It offers: {', '.join(offered) or 'nothing'}."
-            )
-        offered.update(**wanted)
-        cluster = gateway.new_cluster(offered, shutdown_on_close=True)
+        return within(spec.timeout_s, begin, undo=lambda late: late.close())
     except ClusterSpecError:
         raise
-    except Exception as error:  # of the gateway, of aiohttp, of the network: they share no class
-        raise ClusterError(
-            f"The gateway {gateway.address} does not start a cluster: {' '.join(str(error).split()) or type(error).__name__}."
-        ) from error
-    fewest, most = spec.workers(N_WORKERS)
-    cluster.adapt(minimum=fewest, maximum=most)
-    return cluster
+    except BaseException as error:  # of the gateway, of aiohttp, of the network: they share no class
+        left = _stopped(gateway, names)
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
+        why = f"it has not within {spec.timeout_s:g} s" if isinstance(error, TimeoutError) else said_of(error).removesuffix(".")
+        raise ClusterError(f"The gateway {gateway.address} does not start a cluster: {why}. {left}".rstrip()) from error
+
+
+def close(cluster: Any, timeout_s: float) -> str:
+    """End it. Returns what may be left, and what removes it."""
+    try:
+        within(timeout_s, cluster.close)
+    except TimeoutError:
+        return f"The gateway does not answer. {_left(cluster.gateway, cluster.name)}"
+    return ""
+
+
+def _stopped(gateway: Any, names: list[str]) -> str:
+    """Stop what was begun; returns what may be left."""
+    for name in names:
+        try:
+            with contextlib.suppress(ValueError):  # there is no such cluster any more
+                within(_STOP_S, functools.partial(gateway.stop_cluster, name))
+        except Exception:
+            return _left(gateway, name)
+    return ""
+
+
+def _left(gateway: Any, name: str) -> str:
+    return f"Cluster {name} may be left there. Once it answers, remove it: dask_gateway.Gateway({gateway.address!r}).stop_cluster({name!r})"
 
 
 def _let_closed_ones_go(gateway: Any) -> None:
@@ -70,6 +101,19 @@ def _let_closed_ones_go(gateway: Any) -> None:
             close(self)
 
     gateway.__del__ = collected
+
+
+def _chosen(gateway: Any, spec: ClusterSpec) -> Any:
+    """The gateway's options, as they are wanted."""
+    offered = gateway.cluster_options()
+    wanted = _wanted(spec)
+    unknown = sorted(set(wanted) - set(offered))
+    if unknown:
+        raise ClusterSpecError(
+            f"The gateway does not let its users choose {', '.join(unknown)}. It offers: {', '.join(offered) or 'nothing'}."
+        )
+    offered.update(**wanted)
+    return offered
 
 
 def _wanted(spec: ClusterSpec) -> dict[str, Any]:

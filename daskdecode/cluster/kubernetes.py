@@ -12,12 +12,16 @@ from typing import Any, Final
 from distributed.security import Security
 
 from daskdecode.cluster.batch import N_WORKERS, require
+from daskdecode.cluster.bounded import within
 from daskdecode.cluster.spec import ClusterSpec
 from daskdecode.errors import ClusterError, ClusterSpecError
+from daskdecode.lost import said_of
 
 IMAGE: Final = "daskdecode:latest"
 """As ``deploy/docker`` builds it; clusters other than a local one need the name of a registry before it."""
 _NAME: Final = "dask.org/cluster-name"
+_STOP_S: Final = 10.0
+"""Seconds to ask why, or to remove what has not started: Kubernetes may not answer at all."""
 
 
 def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001  # as of the other kinds
@@ -28,24 +32,51 @@ def start(spec: ClusterSpec, security: Security | None) -> Any:  # noqa: ARG001 
     ClusterSpecError
         dask-kubernetes is missing.
     ClusterError
-        The operator does not do it: no cluster answers, the operator is not installed, the image cannot be fetched.
+        The operator does not do it in time: no cluster answers, the operator is not installed, the image cannot be fetched.
     """
     operator = require(spec.kind, "dask_kubernetes.operator", "kubernetes")
-    name = f"daskdecode-{uuid.uuid4().hex[:8]}"
-    try:
-        cluster = operator.KubeCluster(
-            custom_cluster_spec=manifest(spec, name),
-            namespace=spec.get("namespace"),
-            resource_timeout=math.ceil(spec.timeout_s),
-            shutdown_on_close=True,
-            quiet=True,
-        )
-    except Exception as error:  # of half a dozen libraries below it, which share no class
-        raise ClusterError(f"Kubernetes did not start a scheduler: {' '.join(str(error).split()) or type(error).__name__}.") from error
+    begun: list[Any] = []
+
+    class Cluster(operator.KubeCluster):  # type: ignore[name-defined,misc]
+        """Known before it has started, which takes as long as Kubernetes likes."""
+
+        def __init__(self, **given: Any) -> None:
+            begun.append(self)
+            super().__init__(**given)
+
+    options = {"namespace": spec.get("namespace"), "resource_timeout": math.ceil(spec.timeout_s), "shutdown_on_close": True, "quiet": True}
+    made = manifest(spec, f"daskdecode-{uuid.uuid4().hex[:8]}")
     fewest, most = spec.workers(N_WORKERS)
-    if fewest != most:
-        cluster.adapt(minimum=fewest, maximum=most)
-    return cluster
+
+    def begin() -> Any:
+        cluster = Cluster(custom_cluster_spec=made, **options)
+        if fewest != most:
+            cluster.adapt(minimum=fewest, maximum=most)
+        return cluster
+
+    try:
+        return within(spec.timeout_s, begin, undo=lambda late: late.close())
+    except TimeoutError as error:
+        why = said_of(error) if str(error) else f"it has not within {spec.timeout_s:g} s"
+        left = " ".join(close(cluster, _STOP_S) for cluster in begun)
+        raise ClusterError(f"Kubernetes did not start a scheduler: {why}. {left}".rstrip()) from error
+    except Exception as error:  # of half a dozen libraries below it, which share no class; what was begun is gone
+        raise ClusterError(f"Kubernetes did not start a scheduler: {said_of(error)}.") from error
+    except BaseException:  # Ctrl-C
+        for cluster in begun:
+            close(cluster, _STOP_S)
+        raise
+
+
+def close(cluster: Any, timeout_s: float) -> str:
+    """End it. Returns what may be left, and what removes it."""
+    try:
+        within(timeout_s, lambda: cluster.close(timeout=timeout_s))
+    except Exception as error:
+        cluster.shutdown_on_close = False  # or it would be tried again, without a limit, at the end of the interpreter
+        remove = f"kubectl delete daskcluster {cluster.name}" + (f" -n {cluster.namespace}" if cluster.namespace else "")
+        return f"Kubernetes has not ended cluster {cluster.name} ({said_of(error)}), which may be left. Remove it: {remove}"
+    return ""
 
 
 def manifest(spec: ClusterSpec, name: str) -> dict[str, Any]:
@@ -128,10 +159,11 @@ def why_no_workers(cluster: Any) -> str:
     kr8s = require("kubernetes", "kr8s", "kubernetes")
     said = []
     try:
-        for pod in kr8s.get("pods", namespace=cluster.namespace, label_selector={_NAME: cluster.name, "dask.org/component": "worker"}):
+        of_workers = {_NAME: cluster.name, "dask.org/component": "worker"}
+        for pod in within(_STOP_S, lambda: list(kr8s.get("pods", namespace=cluster.namespace, label_selector=of_workers))):
             said += _complaints(pod.name, pod.raw.get("status", {}))
     except Exception as error:
-        return f"Kubernetes does not say why: {' '.join(str(error).split())}."
+        return f"Kubernetes does not say why: {said_of(error)}."
     return " ".join(said[:3]) or "Kubernetes has made no pod for a worker: does its operator run (kubectl get pods -A)?"
 
 

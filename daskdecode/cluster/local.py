@@ -6,21 +6,25 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any, Final
 
 from dask.system import CPU_COUNT
-from distributed import LocalCluster
+from distributed import LocalCluster, Nanny, Status
 from distributed.deploy.local import nprocesses_nthreads
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
+from daskdecode.cluster.client import CLOSE_S
 from daskdecode.cluster.spec import ClusterSpec
 from daskdecode.errors import ClusterError, ClusterSpecError
 
 _LEAST_NBYTES: Final = 2**30
 """Memory below which a process does little else than hold Python and the packages."""
+_KILL_S: Final = 5.0
+"""Seconds in which a process that was killed is gone."""
 LOOPBACK: Final = "127.0.0.1:0"
 """Any free port that other machines cannot reach."""
 
@@ -48,15 +52,43 @@ def start(spec: ClusterSpec, security: Security | None) -> LocalCluster:
         return LocalCluster(processes=False, n_workers=1, threads_per_worker=most or CPU_COUNT, **common)
     n_workers, n_threads = sizes(most, spec.get("threads_per_worker", 0))
     limit = spec.get("memory_limit", MEMORY_LIMIT // n_workers)
-    cluster = None
+    size = {"n_workers": n_workers, "threads_per_worker": n_threads, "memory_limit": limit, "death_timeout": spec.timeout_s}
+    cluster, began, before = None, time.monotonic(), multiprocessing.active_children()
     try:
         with _without_ctrl_c():
-            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=n_threads, memory_limit=limit, **common)
+            cluster = LocalCluster(**size, **common)
     except KeyboardInterrupt:
         if cluster is not None:
-            cluster.close()
+            close(cluster, CLOSE_S)
         raise
+    except Exception as error:
+        # distributed (to 2026.8) leaves processes that do not come up.
+        for process in set(multiprocessing.active_children()).difference(before):
+            process.kill()
+            process.join(_KILL_S)
+        if time.monotonic() - began < spec.timeout_s:
+            raise
+        raise ClusterError(
+            f"{n_workers} worker processes have not come up within {spec.timeout_s:g} s. {why_no_workers(cluster)} timeout_s= waits longer."
+        ) from error
     return cluster
+
+
+def close(cluster: LocalCluster, timeout_s: float) -> str:
+    """End it; processes that do not end by themselves are killed. Returns what is to be said of that, if anything."""
+    nannies = [one for one in cluster.workers.values() if isinstance(one, Nanny) and one.pid]
+    pids = [nanny.pid for nanny in nannies]
+    try:
+        cluster.close(timeout=timeout_s)
+    except TimeoutError:
+        for nanny, pid in zip(nannies, pids, strict=True):
+            nanny.status = Status.closing  # or it would start another
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        cluster.status = Status.closed  # or it would be tried again at the end of the interpreter
+        killed = f"Its processes were killed ({', '.join(map(str, pids))})." if pids else "Work of its threads ends with this process."
+        return f"The local workers have not ended within {timeout_s:g} s. {killed}"
+    return ""
 
 
 @contextlib.contextmanager
@@ -92,7 +124,7 @@ def dashboard_address(spec: ClusterSpec) -> str:
     return asked if isinstance(asked, str) else LOOPBACK
 
 
-def why_no_workers(cluster: LocalCluster) -> str:  # noqa: ARG001  # as of the other kinds
+def why_no_workers(cluster: LocalCluster | None) -> str:  # noqa: ARG001  # as of the other kinds
     """What is known of workers that do not come."""
     return "Is the machine short of memory, or too busy? Fewer processes (n_workers=) may come up."
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-_PATIENCE_S: Final = 30
+PATIENCE_S: Final = 30
 """Seconds after which a batch system that does not answer is asked again later."""
 
 
@@ -68,7 +68,7 @@ def job_states(system: BatchSystem, ids: Sequence[str]) -> dict[str, JobState] |
     for command in system.ask(ids):
         try:
             # Most fail where one of the jobs has ended, and still tell of the others.
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         if done.returncode and _UNREACHABLE.search(done.stderr):
