@@ -28,17 +28,33 @@ from daskdecode.cli.options import (
 
 @click.command(
     cls=ComputingCommand,
-    short_help="Search hyperparameters of one subject.",
+    short_help="Search hyperparameters.",
     epilog="\b\n"
     "Examples:\n"
     "  daskdecode search study.zarr --subject 01 --labels face,cat --param C=0.001,0.1,10\n"
-    "  daskdecode search study.zarr --param 'C=loguniform(1e-5,10)' --method random --n-iter 30 --scheduler local\n",
+    "  daskdecode search study.zarr --param 'C=loguniform(1e-5,10)' --method random --n-iter 30 --scheduler local\n"
+    "  daskdecode search study.zarr --estimator sgd --param alpha=0.001,0.1 --route stream --cv 5        (every subject, pooled)\n"
+    "  daskdecode search study.zarr --estimator sgd --param 'alpha=loguniform(1e-5,1)' --method hyperband --n-iter 27 --scheduler local\n",
 )
 @click.argument("store")
 @parameters("space", required=True, help="Values with commas, or loguniform(a,b), uniform(a,b), randint(a,b); may be repeated.")
-@click.option("--method", type=click.Choice(["grid", "random"]), default="grid", show_default=True)
-@click.option("--n-iter", type=click.IntRange(min=1), default=10, show_default=True, help="Settings that --method random draws.")
-@seed("Of the settings that --method random draws.")
+@click.option("--method", type=click.Choice(["grid", "random", "hyperband"]), default="grid", show_default=True)
+@click.option(
+    "--route",
+    type=click.Choice(["auto", "stream"]),
+    default="auto",
+    show_default=True,
+    help="stream: pool subjects and read them block by block, for estimators that learn so (sgd, gnb, logistic); hyperband always does.",
+)
+@click.option(
+    "--n-iter",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Settings that --method random draws; blocks that the longest-trained models of hyperband see.",
+)
+@click.option("--n-passes", type=click.IntRange(min=1), default=1, show_default=True, help="How often models of the stream see the data.")
+@seed("Of the settings that are drawn, and of the order of blocks.")
 @click.option(
     "--error-score",
     callback=raise_or_number,
@@ -50,7 +66,13 @@ from daskdecode.cli.options import (
 @click.option("--no-nested", "nested", flag_value=False, default=True, help="Leave out what the choice is worth on other runs.")
 @LABELS
 @MASK
-@click.option("--subject", metavar="LABEL", help="Needed where the store has several.")
+@click.option(
+    "--subject",
+    "subjects",
+    multiple=True,
+    metavar="LABEL",
+    help="Needed where the store has several. Of pooled ones, only this; may be repeated.  [default: all]",
+)
 @SESSION
 @ESTIMATOR
 @CV
@@ -66,7 +88,10 @@ from daskdecode.cli.options import (
 def search(ctx: click.Context, /, store: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Score every setting of some hyperparameters on STORE, and what choosing the best is worth.
 
-    With --output, scores are kept in DIR as they come: the same command again goes on where a killed one was.
+    A search is of one subject. With --route stream or --method hyperband, subjects are pooled: samples are read block by block and never
+    are in memory together, and whole subjects (of one subject: runs) are held out, one at a time or in the N folds of --cv.
+
+    With --output, what is done is kept in DIR as it comes: the same command again goes on where a killed one was.
     """
     from daskdecode.cli.workflows import run_search  # not quick to import
 

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+import xarray as xr
+from sklearn.model_selection import GroupKFold
 
 from daskdecode.cli.command import progress_bar
+from daskdecode.data.mask import apply_mask
+from daskdecode.data.pool import pool_subjects
 from daskdecode.errors import DaskDecodeError
 from daskdecode.models.content import shown
 from daskdecode.models.decoder import Decoder
@@ -108,11 +112,13 @@ def run_search(
     *,
     space: Mapping[str, Any],
     method: Any,
+    route: Any,
     n_iter: int,
+    n_passes: int,
     random_state: int,
     nested: bool,
     labels: Sequence[str] | None,
-    subject: str | None,
+    subjects: Sequence[str],
     session: str | None,
     standardize: str,
     confounds: Path | None,
@@ -120,28 +126,70 @@ def run_search(
     progress: bool,
     **options: Any,
 ) -> SearchResult:
-    """Search hyperparameters of one subject of a store; with a folder, keep there what is scored, go on from it, and write the result."""
+    """Search hyperparameters of one subject of a store, or of several pooled; with a folder, keep there what is done, and go on from it."""
     from daskdecode.tuning.search import search, settings_of  # dask-ml is not quick to import
 
     if output is not None:
         check_results_folder(output)
-    whole = open_subject(store, subject, session)
-    wanted = wanted_labels(labels, np.unique(whole[LABEL].values.astype(str)).tolist())
-    question = Question(Decoder(standardize=_scaling(standardize), **options), wanted, session, Permutations(), str(Path.cwd()), confounds)
-    ds, decoder = question.prepare(whole, whole.attrs[SUBJECT], None)
+    pools = method == "hyperband" or route == "stream"
+    _check_fits_together(options, subjects, method, pools=pools)
+    cv = GroupKFold(options["cv"]) if pools and options["cv"] != "run" else options["cv"]
+    decoder = Decoder(standardize=_scaling(standardize), **{**options, "cv": cv})
+    ds, decoder, of_subjects = _of_search(store, subjects, decoder, labels, session, confounds, pools=pools)
     how: dict[str, Any] = {"method": method, "n_iter": n_iter, "random_state": random_state, "nested": nested, "error_score": error_score}
+    how |= {"route": route, "n_passes": n_passes}
     with contextlib.ExitStack() as stack:
         path = None
         if output is not None:
-            of_subject = question.fingerprint(stored_subjects(store)[0][whole.attrs[SUBJECT]])
-            settings = [shown(setting) for setting in settings_of(space, method, n_iter, random_state)]
+            settings = [shown(setting) for setting in settings_of(space, "grid" if method == "grid" else "random", n_iter, random_state)]
             stack.enter_context(claimed(output, "search"))
-            path = partial(output, "search", digest([of_subject, settings, nested, repr(error_score)]))
+            asked = [of_subjects, settings, nested, repr(error_score), *([method, n_iter, n_passes, random_state] if pools else [])]
+            path = partial(output, "search", digest(asked), kind="models" if method == "hyperband" else "npz")
         moved = stack.enter_context(progress_bar("Searching", show=progress))
         found = search(decoder, ds, space, **how, refit=False, path=path, progress=moved)
         if output is not None:
             found.write(output)
     return found
+
+
+def _check_fits_together(options: Mapping[str, Any], subjects: Sequence[str], method: str, *, pools: bool) -> None:
+    """Refuse options of a search that would be passed over."""
+    if not pools and len(subjects) > 1:
+        raise DaskDecodeError(
+            f"A {method} search is of one subject, and {len(subjects)} are named: several are pooled by --route stream and by --method "
+            "hyperband, and decoded each by itself by daskdecode decode."
+        )
+    if pools and options["engine"] != "auto":
+        raise DaskDecodeError("--engine is for searches of one subject: samples that are read block by block are seen as voxels.")
+    if method == "hyperband" and options["cv"] != "run":
+        raise DaskDecodeError("--cv is for grid and random searches: Hyperband holds out a fifth of the subjects, or of the runs of one.")
+
+
+def _of_search(
+    store: str,
+    subjects: Sequence[str],
+    decoder: Decoder,
+    labels: Sequence[str] | None,
+    session: str | None,
+    confounds: Path | None,
+    *,
+    pools: bool,
+) -> tuple[xr.Dataset, Decoder, list[str]]:
+    """What is searched on, the decoder for it, and a digest of each subject."""
+    stored, unconverted = stored_subjects(store)
+    names: list[Any] = list(subjects) or (list(stored) if pools else [None])
+    if pools and not subjects:
+        for name, why in unconverted.items():
+            warnings.warn(f"Subject {name} is not in the store and left out: {why}", stacklevel=2)
+    whole = [open_subject(store, name, session) for name in names]
+    known = np.unique(np.concatenate([ds[LABEL].values.astype(str) for ds in whole])).tolist()
+    question = Question(decoder, wanted_labels(labels, known), session, Permutations(), str(Path.cwd()), confounds)
+    prepared = [question.prepare(ds, ds.attrs[SUBJECT], None) for ds in whole]
+    parts = [ds if own.mask is None else apply_mask(ds, own.mask) for ds, own in prepared]
+    of_subjects = [question.fingerprint(stored[ds.attrs[SUBJECT]]) for ds in whole]
+    if not pools:
+        return *prepared[0], of_subjects
+    return pool_subjects(parts), prepared[0][1].set_params(mask=None), of_subjects
 
 
 def _planted_correlation(decoder: Decoder, truth: str) -> float:

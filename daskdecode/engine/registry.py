@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.linear_model import LassoCV, LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV
+from sklearn.linear_model import LassoCV, LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import SVR, LinearSVC, LinearSVR, l1_min_c
 
@@ -189,6 +189,7 @@ CLASSIFIERS: Mapping[str, Model] = {
     "ridge_classifier": Model(RidgeClassifierCV, {"alphas": [_ALPHAS]}, searches="alphas"),
     "lda": LDA,
     "gnb": Model(GaussianNB, needs_voxels=_always),
+    "sgd": Model(SGDClassifier, {"alpha": (1e-4, 1e-3, 1e-2, 1e-1)}, defaults={"random_state": 0}, needs_voxels=_always),
     "dummy_classifier": Model(DummyClassifier, fixed={"strategy": "stratified"}, defaults={"random_state": 0}),
 }
 """What :class:`daskdecode.Decoder` knows by name."""

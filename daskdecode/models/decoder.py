@@ -39,8 +39,9 @@ class Decoder(ClassifierMixin, BaseDecoder):  # type: ignore[misc]
         :class:`sklearn.linear_model.LogisticRegressionCV`. ``"ridge_classifier"``: :class:`sklearn.linear_model.RidgeClassifierCV`.
         ``"lda"``: :class:`sklearn.discriminant_analysis.LinearDiscriminantAnalysis` with Ledoit-Wolf shrinkage, or with a number
         for ``shrinkage`` in ``estimator_args``; never a covariance of all voxels. ``"gnb"``:
-        :class:`sklearn.naive_bayes.GaussianNB`. ``"dummy_classifier"``. L1 penalties, ``lda``, ``gnb`` and classifiers passed as objects
-        are fitted on the voxels themselves, at the price that has; :meth:`explain` says so.
+        :class:`sklearn.naive_bayes.GaussianNB`. ``"sgd"``: :class:`sklearn.linear_model.SGDClassifier`, ``random_state=0``.
+        ``"dummy_classifier"``. L1 penalties, ``lda``, ``gnb``, ``sgd`` and classifiers passed as objects are fitted on the voxels
+        themselves, at the price that has; :meth:`explain` says so.
     mask : str, path, image or array, optional
         Region to decode from: the name of a store's mask, or an image. Needed where X is NIfTI.
     cv : "run", int, splitter or iterable, default "run"

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -125,13 +126,18 @@ def claimed(results: Path, part: str = "study", *, of: str | None = None) -> Ite
         yield
 
 
-def partial(results: Path, name: str, fingerprint: str) -> Path:
-    """Where a part of what is asked for is kept, below the folder of results; what is kept there of anything else asked is deleted."""
+def partial(results: Path, name: str, fingerprint: str, *, kind: str = "npz") -> Path:
+    """Where a part of what is asked for is kept, below the folder of results; what is kept there of anything else asked is deleted.
+
+    ``kind="models"`` is for a folder, ``"npz"`` for a file.
+    """
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.{fingerprint[:16]}.npz"
-    for other in folder.glob(f"{name}.*.npz"):
-        if other != path:
+    path = folder / f"{name}.{fingerprint[:16]}.{kind}"
+    for other in (other for pattern in ("npz", "models") for other in folder.glob(f"{name}.*.{pattern}")):
+        if other != path and other.is_dir():
+            shutil.rmtree(other, ignore_errors=True)
+        elif other != path:
             other.unlink(missing_ok=True)
     return path
 

@@ -48,7 +48,7 @@ def test_every_name_decodes_and_says_its_route(name):
     y = X[:, :10].sum(axis=1) if regress else Y
     decoder = (DecoderRegressor if regress else Decoder)(name, tune="held_out", screening_percentile=None)
     plan = decoder.explain(X, y, RUNS)
-    direct = name in {"svc_l1", "logistic_l1", "lda", "gnb", "lasso", "lasso_regressor"}
+    direct = name in {"svc_l1", "logistic_l1", "lda", "gnb", "sgd", "lasso", "lasso_regressor"}
     assert plan.route == ("direct" if direct else "gram")
     decoder.fit(X, y, RUNS)
     if not name.startswith("dummy"):
