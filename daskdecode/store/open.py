@@ -323,7 +323,7 @@ def _content(run: Mapping[str, Any], subject: Mapping[str, Any]) -> list[Any]:
     Fingerprints tell what was asked for and of which files, by size and time. Another file may have both, as a copy of other content
     that keeps its time; its checksum, taken as it was read, differs.
     """
-    return [run["fingerprint"], run["source"]["sha256"], subject["fingerprint"], subject["voxel_sha256"]]
+    return [run["fingerprint"], run["source"]["sha256"], subject["fingerprint"], subject.get("voxel_sha256")]  # older stores have no last
 
 
 class _ScaledRun:
