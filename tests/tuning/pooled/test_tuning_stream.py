@@ -97,6 +97,30 @@ def test_scores_are_those_of_a_loop_over_scikit_learn(n_classes, estimator, grid
     assert (found.cv_results_["mean_fit_time"] > 0).all()
 
 
+@pytest.mark.parametrize("alpha", [1e-4, 1e-3, 1e-1])
+def test_models_are_as_precise_as_the_signals(monkeypatch, alpha):
+    """Of float64 signals, scores and weights are those of a loop in float64; what float32 signals differ by is their rounding."""
+    x, y, subjects, runs = make()
+    exact = zscored(x.astype(np.float64), runs)
+    decoder = dd.Decoder(SGDClassifier(loss="log_loss", random_state=0), cv=GroupKFold(3), screening_percentile=None)
+    splits, blocks = list(GroupKFold(3).split(exact, y, subjects)), blocks_of(runs)
+    models = [learn(decoder.estimator, {"alpha": alpha}, exact, y, train, blocks) for train, _ in splits]
+    expected = [score_of(model, exact[test], y[test]) for model, (_, test) in zip(models, splits, strict=True)]
+    weights = learn(decoder.estimator, {"alpha": alpha}, exact, y, np.arange(len(y)), blocks).coef_
+    off = {}
+    for dtype in (np.float32, np.float64):
+        monkeypatch.setattr("daskdecode.tuning.pooled.blocks.BLOCK_NBYTES", 60 * P * np.dtype(dtype).itemsize)  # the same runs a block
+        found = dd.search(decoder, dataset(x.astype(dtype), y, subjects, runs), {"alpha": [alpha]}, route="stream")
+        coef = found.best_estimator_.estimator_.coef_
+        assert coef.dtype == dtype
+        off[dtype] = np.linalg.norm(coef - weights) / np.linalg.norm(weights)
+        pairs = [(y[test] == "c0").sum() * (y[test] == "c1").sum() for _, test in splits]
+        flipped = np.abs(found.nested_scores_ - expected) * pairs  # pairs of samples that change ranks
+        assert (flipped < (1e-6 if dtype == np.float64 else 3)).all()
+    assert off[np.float64] < 1e-10
+    assert 1e-8 < off[np.float32] < 1e-3
+
+
 @pytest.mark.parametrize("n_passes", [1, 3])
 def test_the_best_estimator_is_dask_mls_incremental(n_passes):
     x, y, subjects, runs = make()
