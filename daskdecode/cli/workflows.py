@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,16 +76,28 @@ def run_decode(
     piece = DecodeSubject(stored[whole.attrs[SUBJECT]], question, output.absolute())
     with piece.alone():
         piece.check(None)
-        with progress_bar("Decoding", show=progress) as moved:
-            found = piece.outcome(progress=moved)
-        if has_tables(output):
-            tabulate(output.absolute(), store, (stored, unconverted), question, [found])
+        tell = functools.partial(_tell_tables, output.absolute(), store, (stored, unconverted), question)
+        try:
+            with progress_bar("Decoding", show=progress) as moved:
+                found = piece.outcome(progress=moved)
+        except BaseException as error:
+            # Its results may have been replaced in part. What went wrong first is told, whatever follows from it.
+            with contextlib.suppress(Exception):
+                tell(piece.failed(error if isinstance(error, Exception) else DaskDecodeError("It was interrupted.")))
+            raise
+        tell(found)
     for note in found["notes"]:
         warnings.warn(note, stacklevel=2)
     test = found["permutations"]
     tested = {} if test is None else {"pvalue": test["pvalue"], "n_permutations": test["n_permutations"]}
     summary: dict[str, Any] = found["summary"]
     return summary | tested | {"results": str(output), "report": str(output / found["report"])}
+
+
+def _tell_tables(folder: Path, store: str, everyone: Any, question: Question, outcome: Mapping[str, Any]) -> None:
+    """Bring the tables of a study up to date, where there are some."""
+    if has_tables(folder):
+        tabulate(folder, store, everyone, question, [outcome])
 
 
 def _scaling(said: str) -> Any:

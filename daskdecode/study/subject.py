@@ -147,10 +147,14 @@ class DecodeSubject:
         try:
             return self.outcome(nbytes)
         except Exception as error:
-            found = self.question.failure(self.stored.subject, error)
-            if self._kept is not None:
-                self._kept.keep(found)
-            return found
+            return self.failed(error)
+
+    def failed(self, error: Exception) -> dict[str, Any]:
+        """Return the outcome of a subject that could not be decoded, once it is kept."""
+        found = self.question.failure(self.stored.subject, error)
+        if self._kept is not None:
+            self._kept.keep(found)
+        return found
 
     def outcome(self, nbytes: int | None = None, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """As a call, but what goes wrong is raised."""

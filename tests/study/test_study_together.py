@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 import daskdecode as dd
-from daskdecode.errors import DaskDecodeError, DecodingError
+from daskdecode.cli.main import main
+from daskdecode.errors import ClusterError, DaskDecodeError, DecodingError
 from daskdecode.study.decode import decode_study
 from daskdecode.study.record import Kept, claimed
+from daskdecode.study.subject import DecodeSubject
 
 LABELS = ["face", "cat"]
 
@@ -155,6 +158,41 @@ def test_a_subject_that_was_mended_comes_into_the_tables(decoded, copied, study_
     ended = command(study_store, copied, "--subject", "02")
     assert ended.returncode == 0, ended.stderr
     assert files_of(copied) == files_of(original)
+
+
+def test_a_subject_that_fails_by_itself_is_failed_in_the_tables(decoded, copied, study_store, tmp_path):
+    _, original = decoded
+    damaged = shutil.copytree(study_store, tmp_path / "study.zarr")
+    chunk = next((damaged / "sub-02" / "run-03" / "bold" / "c").rglob("0/0"))
+    chunk.write_bytes(chunk.read_bytes()[:-7])
+    together = shutil.copytree(copied, tmp_path / "together")
+    for folder in (copied, together):
+        (folder / ".daskdecode" / "sub-02.json").unlink()
+    decode(damaged, together, subjects=["02"])
+    ended = command(damaged, copied, "--subject", "02")
+    assert ended.returncode == 2
+    assert "sub-02/run-03" in ended.stderr
+    table = pd.read_csv(copied / "study_subjects.tsv", sep="\t", index_col="participant_id")
+    assert table.loc["sub-02", "status"] == "failed"
+    assert table.loc["sub-02", "reason"].split(" It was damaged")[0] in ended.stderr
+    for name in ("study_subjects.tsv", "study_scores.tsv"):
+        assert (copied / name).read_bytes() == (together / name).read_bytes()
+    assert command(study_store, copied, "--subject", "02").returncode == 0
+    assert files_of(copied) == files_of(original)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ClusterError("The workers have gone.")])
+def test_a_subject_that_did_not_end_is_not_done_in_the_tables(copied, study_store, monkeypatch, error):
+    def ends(self, *_):
+        raise error
+
+    (copied / ".daskdecode" / "sub-02.json").unlink()
+    monkeypatch.setattr(DecodeSubject, "_decode", ends)
+    asked = ["decode", study_store, "--labels", "face,cat", "--mask", "vt", "--estimator", "ridge_classifier", "--subject", "02"]
+    assert CliRunner().invoke(main, [*map(str, asked), "--output", str(copied)]).exit_code != 0
+    table = pd.read_csv(copied / "study_subjects.tsv", sep="\t", index_col="participant_id")
+    assert table.status.to_dict() == {"sub-01": "done", "sub-02": "failed", "sub-03": "done", "sub-04": "failed"}
+    assert table.loc["sub-02", "reason"] == (str(error) or "It was interrupted.")
 
 
 def test_a_subject_by_itself_makes_no_tables_of_a_study(study_store, tmp_path):
