@@ -22,6 +22,7 @@ from daskdecode.store.layout import (
     address,
     as_store,
     digest,
+    read_attributes,
     read_dtype,
     read_many,
     read_with_below,
@@ -310,7 +311,7 @@ def _repetition_times(group: Any, relative: list[str], runs: list[dict[str, Any]
 
 def _lazy(group: Any, store: Store, run: str, node: str) -> da.Array:
     """The bold signal of one run, one task a chunk on disk."""
-    source = _ScaledRun(group[f"{run}/{BOLD}"], f"{node}/{run}", address(store))
+    source = _ScaledRun(group[f"{run}/{BOLD}"], store, f"{node}/{run}", _content_of_run(group[run].attrs))
     token = digest([address(store), node, run, _content(group[run].attrs, group.attrs)])[:32]
     meta = np.empty((0, 0), dtype=source.dtype)
     bold: da.Array = da.from_array(source, chunks=source.chunks, name=f"{BOLD}-{token}", asarray=False, lock=False, meta=meta)
@@ -323,7 +324,11 @@ def _content(run: Mapping[str, Any], subject: Mapping[str, Any]) -> list[Any]:
     Fingerprints tell what was asked for and of which files, by size and time. Another file may have both, as a copy of other content
     that keeps its time; its checksum, taken as it was read, differs.
     """
-    return [run["fingerprint"], run["source"]["sha256"], subject["fingerprint"], subject.get("voxel_sha256")]  # older stores have no last
+    return [*_content_of_run(run), subject["fingerprint"], subject.get("voxel_sha256")]  # older stores have no last
+
+
+def _content_of_run(run: Mapping[str, Any]) -> list[Any]:
+    return [run["fingerprint"], run["source"]["sha256"]]
 
 
 class _ScaledRun:
@@ -331,16 +336,29 @@ class _ScaledRun:
 
     ndim = 2
 
-    def __init__(self, array: Any, run: str, where: str) -> None:
+    def __init__(self, array: Any, store: Store, run: str, content: list[Any]) -> None:
         attributes = dict(array.attrs)
-        self._array, self._run, self._where = array, run, where
+        self._array, self._store, self._run, self._content = array, store, run, content
         self._scaling = (attributes["scale_factor"], attributes["add_offset"]) if "scale_factor" in attributes else None
         self.shape, self.chunks = array.shape, array.chunks
         self.dtype = read_dtype(array.dtype, scaled=self._scaling is not None)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        values = read_stored(self._array, index, self._run, self._where).astype(self.dtype, copy=False)
+        values = read_stored(self._array, index, self._run, address(self._store)).astype(self.dtype, copy=False)
+        self._require_same()
         if self._scaling is not None:
             values *= self._scaling[0]
             values += self._scaling[1]
         return values
+
+    def _require_same(self) -> None:
+        """Raise where the run has been converted again since it was opened: chunks of the same size would be of other voxels or volumes.
+
+        Looked at after each read, so that what was read is known to be of the run that was opened.
+        """
+        found = read_attributes(self._store, self._run) or {}
+        if not found.get("complete") or _content_of_run(found) != self._content:
+            raise StoreError(
+                f"{self._run} in {address(self._store)} was converted again, or is being, after it was opened. Open it again "
+                "(daskdecode.open_subject): its labels and voxels may be others."
+            )

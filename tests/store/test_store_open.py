@@ -106,6 +106,25 @@ def test_other_content_of_the_same_size_and_time_has_other_names_and_another_con
     assert len(layers[0] & layers[1]) == 1
 
 
+@pytest.mark.parametrize("again", ["other voxels", "other values", "the same"])
+def test_what_was_opened_is_not_read_from_a_store_that_took_its_place(store: Path, make_runs, again: str) -> None:
+    """Chunks of other voxels, or of other volumes, may be as large as the old ones: they would be taken for them."""
+    ds, brain = dd.open_subject(store), np.zeros(SHAPE, dtype=bool)
+    brain.ravel()[::2] = True
+    before = ds.bold[:6, :64].values
+    runs = make_runs()
+    if again == "other values":
+        first = Path(runs[0].bold)
+        first.write_bytes(gzip.compress(gzip.decompress(first.read_bytes())[:-1] + b"\x01"))
+    dd.convert(runs, store, mask=brain if again == "other voxels" else "none", overwrite=True)
+    if again == "the same":
+        np.testing.assert_array_equal(ds.bold[:6, :64].values, before)
+        return
+    assert dd.open_subject(store).bold[:6, :64].shape == before.shape
+    with pytest.raises(StoreError, match=r"run-01 in .* was converted again"):
+        ds.bold[:6, :64].compute()
+
+
 def test_other_voxels_of_a_mask_that_is_found_are_other_content(tmp_path: Path, make_runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of nilearn may find another brain in the same images."""
     found = []
