@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import xarray as xr
 from nibabel.spatialimages import SpatialImage
 
 from daskdecode.alone import alone
 from daskdecode.errors import DaskDecodeError
 from daskdecode.models.content import shown
 from daskdecode.results.result import json_writer, write_files
+from daskdecode.schema import VOXEL
 
 FOLDER: Final = ".daskdecode"
 """Where the records are, below the results; BIDS validators and ``ls`` pass over it."""
@@ -181,7 +183,8 @@ def mask_content(mask: Any, known: Mapping[str, str], where: str) -> Any:
         return ["file", hashlib.sha256(Path(where, mask).read_bytes()).hexdigest()]
     if isinstance(mask, SpatialImage):
         return ["image", shown(np.asarray(mask.dataobj)), np.asarray(mask.affine).tolist()]
-    return ["values", shown(np.asarray(mask))]
+    voxels = mask[VOXEL] if isinstance(mask, xr.DataArray) and VOXEL in mask.coords else None  # by which it is matched to the data's
+    return ["values", shown(np.asarray(mask)), None if voxels is None else shown(np.asarray(voxels))]
 
 
 def table_content(table: Any, where: str) -> Any:

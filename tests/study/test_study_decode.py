@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from sklearn.linear_model import RidgeClassifier
 from zarr.storage import LocalStore
 
@@ -198,6 +199,15 @@ def test_what_is_asked_is_part_of_what_is_remembered(study_store, changed):
     assert other != Question(**asked).fingerprint(stored)
     same = Question(**asked | {"decoder": decoder(memory_budget=10**9, progress=print), "labels": LABELS[::-1]})
     assert same.fingerprint(stored) == Question(**asked).fingerprint(stored)
+
+
+def test_a_mask_is_told_with_the_voxels_that_it_is_matched_by(study_store):
+    stored, found = stored_subjects(study_store)[0]["01"], []
+    voxels = dd.open_subject(study_store, "01").voxel.values
+    for order in (voxels, voxels[::-1]):
+        mask = xr.DataArray(np.arange(len(voxels)) < 20, dims="voxel", coords={"voxel": order})
+        found.append(Question(decoder(mask=mask), LABELS, None, Permutations(), str(Path.cwd())).fingerprint(stored))
+    assert found[0] != found[1]
 
 
 class Breaks(RidgeClassifier):
