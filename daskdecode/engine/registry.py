@@ -112,7 +112,9 @@ class Model:
             settings["dual"] = n_train < n_voxels or settings.get("loss") == "hinge"
         if self.counts_voxels:
             settings["n_voxels"] = n_voxels
-        return self.make(**settings)
+        # A parameter may be an estimator itself (a step of a pipeline), or a generator: fits that overlap must not share it, nor depend on
+        # which of them was first. Copied as scikit-learn's clone does.
+        return self.make(**{name: clone(value, safe=False) for name, value in settings.items()})
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,7 @@ class _CopyOf:
     estimator: Any
 
     def __call__(self, **params: Any) -> Any:
-        # A parameter may be an estimator itself (a step of a pipeline): fits that overlap must not share it.
-        return clone(self.estimator).set_params(**{name: clone(value, safe=False) for name, value in params.items()})
+        return clone(self.estimator).set_params(**params)
 
 
 def model_of(estimator: Any) -> Model:

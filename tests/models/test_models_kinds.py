@@ -43,6 +43,17 @@ def test_runs_are_what_their_names_say():
     assert scores(COUNTS[order], Y[order], G[order]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("estimator", ["svc", "svc_l1", "logistic_l1"])
+def test_a_generator_is_shared_by_no_fits(estimator):
+    """Scores would depend on which fit was first, and on how many there were before."""
+    generator = np.random.RandomState(3)
+    decoder = Decoder(estimator, estimator_args={"random_state": generator}, screening_percentile=None)
+    first = decoder.fit(COUNTS, Y, G).coef_
+    np.testing.assert_array_equal(decoder.fit(COUNTS, Y, G).coef_, first)
+    np.testing.assert_array_equal(generator.get_state()[1], np.random.RandomState(3).get_state()[1])
+    assert generator.get_state()[2] == np.random.RandomState(3).get_state()[2]
+
+
 @pytest.mark.parametrize("name", ["y", "groups"])
 def test_a_value_that_is_missing_beside_text_is_missing(name):
     """NumPy makes it the word "nan", which would be a class, or a run, of its own."""
