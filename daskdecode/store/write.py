@@ -7,15 +7,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from zarr.abc.store import Store
 
-from daskdecode.errors import SourceError
+from daskdecode.errors import SourceError, StoreError
 from daskdecode.schema import BOLD, LABEL, TIME, VOXEL
 from daskdecode.sources.nifti import stream_volumes, voxel_file_order
 from daskdecode.sources.partition import Partition, SourceFile
-from daskdecode.store.layout import create_bold, delete_node, flag_attributes, read_attributes, time_chunk, write_group, write_vector
+from daskdecode.store.layout import (
+    address,
+    create_bold,
+    delete_node,
+    flag_attributes,
+    read_attributes,
+    time_chunk,
+    write_group,
+    write_vector,
+)
 from daskdecode.store.plan import source_entry
 from daskdecode.store.progress import at_work, counted
 from daskdecode.store.read import read_vector
@@ -30,8 +40,8 @@ T = TypeVar("T")
 class WriteFile:
     """The work of one task; calling it writes all runs of a file that are not there yet.
 
-    It may run twice, also at once (a scheduler that loses a worker repeats its tasks): runs that are whole are left alone, and the
-    same values are written again.
+    It may run twice, also at once (a scheduler that loses a worker repeats its tasks): runs that are whole are left alone, others are
+    written by the one that began last, and the other gives way.
 
     Attributes
     ----------
@@ -63,6 +73,8 @@ class WriteFile:
             The file is damaged.
         SourceError
             The file was changed while it was read.
+        StoreError
+            A later task writes the same run.
         """
         with at_work(self.source["path"]):
             self._write()
@@ -123,8 +135,9 @@ class _RunWriter:
         self._buffer: np.ndarray | None = None
         self._voxels_per_chunk = voxels_per_chunk
         self._lowest, self._highest = (np.empty(0, self._dtype),) * 2
+        self._mine = uuid4().hex
         delete_node(job.store, node)  # what a killed conversion left
-        write_group(job.store, node, {"complete": False})
+        write_group(job.store, node, {"complete": False, "writer": self._mine})
         self._bold = create_bold(
             job.store,
             f"{node}/{BOLD}",
@@ -151,7 +164,17 @@ class _RunWriter:
             if self._n_gathered == len(segment):
                 self._flush(segment)
 
+    def _require_mine(self) -> None:
+        """Give way to whoever has begun to write this run since.
+
+        A task may run twice: elsewhere, when its worker was taken for lost, or in the next call, while a worker of another machine goes on
+        with it though the driver was killed. What the later one has deleted must not be declared whole by the earlier one.
+        """
+        if (read_attributes(self._job.store, self._node) or {}).get("writer") != self._mine:
+            raise StoreError(f"{self._node} of {address(self._job.store)} is written anew by a later task: this one gives way.")
+
     def _flush(self, segment: np.ndarray) -> None:
+        self._require_mine()
         # Two chunks at a time: Zarr would compress ten at once, each of which needs three times its size meanwhile.
         n_voxels = CHUNKS_AT_ONCE * self._voxels_per_chunk
         for first in range(0, segment.shape[1], n_voxels):
@@ -169,6 +192,7 @@ class _RunWriter:
 
     def finish(self, fingerprint: str, sha256: str) -> None:
         """Write the small arrays and, last of all, the attributes that say that the run is whole."""
+        self._require_mine()
         job, p, header = self._job, self._partition, self._job.file.header
         codes = np.searchsorted(np.array(job.labels), p.labels).astype(np.int32)
         write_vector(

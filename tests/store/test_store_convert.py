@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -130,6 +131,41 @@ def test_nobody_writes_any_more_once_a_conversion_has_failed(tmp_path: Path, mak
         again(make_runs(), store)
     assert store.was_writing
     assert store.n_writing == 0
+
+
+def test_of_two_tasks_that_write_a_run_the_later_has_it(tmp_path: Path, make_runs, reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the worker of a killed driver goes on while the next call writes again: what that has deleted is not declared whole."""
+    flush, finish, later = write._RunWriter._flush, write._RunWriter.finish, []
+
+    def begin(self):
+        if not later:
+            later.append(self._node)
+            write._RunWriter(self._job, self._partition, self._node, self._columns, self._voxels_per_chunk)  # which ends without a word
+
+    def flush_then_begin(self, segment):
+        flush(self, segment)
+        begin(self)
+
+    def begin_then_flush(self, segment):
+        begin(self)
+        flush(self, segment)
+
+    def begin_then_finish(self, *args):
+        begin(self)
+        finish(self, *args)
+
+    runs = make_runs()
+    for name, patched in (("_flush", flush_then_begin), ("_flush", begin_then_flush), ("finish", begin_then_finish)):
+        later.clear()
+        store = tmp_path / f"{name}-{patched.__name__}.zarr"
+        with monkeypatch.context() as patch:
+            patch.setattr(write._RunWriter, name, patched)
+            with pytest.raises(StoreError, match="is written anew by a later task: this one gives way"):
+                again(runs, store)
+        (node,) = later
+        assert not json.loads((store / node / "zarr.json").read_text())["attributes"]["complete"]
+        again(runs, store)
+        assert tree(store) == reference
 
 
 def test_a_disk_full_from_the_start_leaves_nothing(tmp_path: Path, make_runs) -> None:
