@@ -142,9 +142,15 @@ def f_statistic(total: Floats, positive: Floats, squares: Floats, n_total: int, 
     n_negative = n_total - n_positive
     correction = np.square(total) / n_total
     between = np.square(negative) / n_negative + np.square(positive) / n_positive - correction
-    within = (squares - correction) - between
+    power = squares - correction
+    within = power - between
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(between / (within / (n_total - 2)))
+        return np.where(is_rounding(power, squares, n_total), np.nan, between / (within / (n_total - 2)))
+
+
+def is_rounding(power: Floats, squares: Floats, n: float | Floats) -> Bools:
+    """Say which sums of squared deviations are only what rounding left of sums of squares: of a constant voxel, and could be anything."""
+    return np.asarray(power <= n * np.finfo(np.float64).eps * squares)
 
 
 @dataclass(frozen=True)
@@ -233,8 +239,7 @@ def regression_scores(sums: Floats, cells: Cells, train: Ints) -> Floats:
     total, squares, products = inside.astype(np.float64) @ sums
     y = cells.target[train]
     power = squares - np.square(total) / train.size
-    # Of a constant voxel rounding is left, whose correlation could be anything.
-    power = np.where(power > train.size * np.finfo(np.float64).eps * squares, power, 0.0)
+    power = np.where(is_rounding(power, squares, train.size), 0.0, power)
     with np.errstate(divide="ignore", invalid="ignore"):
         norms = np.sqrt(power) * np.linalg.norm(y - y.mean())
         r_squared = np.minimum(np.square((products - y.mean() * total) / norms), 1.0)

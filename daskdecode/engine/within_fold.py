@@ -22,7 +22,7 @@ from scipy.linalg.blas import dsyrk
 
 from daskdecode.engine.fits import fit_on_columns, fit_on_gram
 from daskdecode.engine.gram import add_triangle
-from daskdecode.engine.moments import Bools, Cells, Floats, FScores, Ints
+from daskdecode.engine.moments import Bools, Cells, Floats, FScores, Ints, is_rounding
 from daskdecode.engine.solvers import Fits, Problem
 
 VOXELS_AT_ONCE = 4096
@@ -261,13 +261,8 @@ def _scale(power: Floats, squares: Floats, mean: Floats, n: float | Floats) -> F
     """Standard deviations from sums of squared deviations; 1 where what is left is rounding, by scikit-learn's bound and that of sums."""
     eps = np.finfo(np.float64).eps
     variance = power / n
-    constant = (variance <= n * eps * variance + np.square(n * mean * eps)) | _is_rounding(power, squares, n)
+    constant = (variance <= n * eps * variance + np.square(n * mean * eps)) | is_rounding(power, squares, n)
     return np.sqrt(np.where(constant, 1.0, variance))
-
-
-def _is_rounding(power: Floats, squares: Floats, n: float | Floats) -> Bools:
-    """Say which sums of squared deviations are only what rounding left of sums of squares."""
-    return np.asarray(power <= n * np.finfo(np.float64).eps * squares)
 
 
 def screening_scores(x: NDArray[np.floating], lessons: Sequence[Lesson], cells: Cells, f_scores: FScores) -> Floats:
@@ -300,7 +295,7 @@ def _screening_scores(x: NDArray[np.floating], lessons: Sequence[Lesson], cells:
         inside = cells.within(lesson.train).astype(np.float64)
         (total, left), squares, n = inside @ cleaned[:2], inside @ sums[1], lesson.train.size
         scores = f_scores(cleaned, cells, lesson.train)
-        found.append(np.where(_is_rounding(left - np.square(total) / n, squares, n), np.nan, scores))
+        found.append(np.where(is_rounding(left - np.square(total) / n, squares, n), np.nan, scores))
     return np.stack(found)
 
 

@@ -35,6 +35,19 @@ def test_signals_of_any_kind_have_a_fingerprint(dtype, tmp_path):
         permutation_test(decoder, x, Y, G, n_permutations=1, path=tmp_path / "null.npz")
 
 
+@pytest.mark.parametrize("standardize", [None, "zscore_fold"])
+@pytest.mark.parametrize("estimator", ["ridge_classifier", "gnb"])
+def test_constant_voxels_take_no_part_whatever_their_value(estimator, standardize):
+    """Not even in screening of data as they are: what is outside the brain is often one number, and need not be 0."""
+    options = {"standardize": standardize, "screening_percentile": None, "screening_n_features": 60}
+    found = []
+    for values in (np.zeros(400), np.random.default_rng(5).uniform(500, 1500, 400)):
+        x = np.hstack([np.broadcast_to(values, (N, 400)), COUNTS + 0.1])
+        with pytest.warns(UserWarning, match="400 of 550 voxels are constant"):
+            found.append(Decoder(estimator, **options).fit(x, Y, np.arange(N) // 9).cv_scores_["a"])
+    assert found[0] == pytest.approx(found[1])
+
+
 def test_runs_are_what_their_names_say():
     order = np.random.default_rng(1).permutation(N)
     expected = scores(COUNTS)

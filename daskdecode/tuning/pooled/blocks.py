@@ -17,6 +17,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from daskdecode import schema
 from daskdecode.data.preprocess import standardize_samples
+from daskdecode.engine.moments import is_rounding
 from daskdecode.engine.scoring import score_decisions
 from daskdecode.engine.solvers import Scorer
 from daskdecode.errors import DecodingError
@@ -125,13 +126,17 @@ def sums_of_classes(x: NDArray[np.floating], codes: Ints, n_classes: int) -> Flo
 
 
 def f_of_classes(sums: Floats, counts: Ints) -> Floats:
-    """One-way analysis of variance from class sums and the sum of squares, shape (n_voxels,), as scikit-learn's ``f_classif``."""
+    """One-way analysis of variance from class sums and the sum of squares, shape (n_voxels,), as scikit-learn's ``f_classif``.
+
+    NaN for a voxel that is constant over the samples.
+    """
     n, n_classes = int(counts.sum()), counts.size
     correction = np.square(sums[:-1].sum(axis=0)) / n
     between = (np.square(sums[:-1]) / counts[:, None]).sum(axis=0) - correction
-    within = sums[-1] - correction - between
+    power = sums[-1] - correction
+    within = power - between
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((between / (n_classes - 1)) / (within / (n - n_classes)))
+        return np.where(is_rounding(power, sums[-1], n), np.nan, (between / (n_classes - 1)) / (within / (n - n_classes)))
 
 
 class Block:
