@@ -18,8 +18,9 @@ from daskdecode.errors import DaskDecodeError, DecodingError, SelectionError, ne
 from daskdecode.models.base import BaseDecoder
 from daskdecode.progress import watch
 from daskdecode.results.result import check_results_folder
+from daskdecode.schema import BOLD
 from daskdecode.store.layout import StoreLike
-from daskdecode.store.open import StoredSubject, stored_subjects
+from daskdecode.store.open import StoredSubject, open_study, stored_subjects
 from daskdecode.study.record import Kept, claimed
 from daskdecode.study.subject import DecodeSubject, Permutations, Question, wanted_labels
 from daskdecode.study.tables import to_dataset
@@ -48,7 +49,7 @@ def decode_study(
     Parameters
     ----------
     study : path, URL, Zarr store or DataTree
-        A study store, or what :func:`daskdecode.open_study` returned of one.
+        A study store, or what :func:`daskdecode.open_study` returned of one, as it is: workers open the store by themselves.
     decoder : Decoder or DecoderRegressor
         Configured; it is not changed. Its ``memory_budget`` is that of one subject.
     labels : str or sequence of str, optional
@@ -87,7 +88,8 @@ def decode_study(
     Raises
     ------
     DecodingError, SelectionError, MemoryBudgetError
-        No subject can be decoded: a parameter, label or mask is wrong for all. Before any data are read.
+        No subject can be decoded: a parameter, label or mask is wrong for all. A DataTree was changed after it was opened, of which
+        workers would not know. Before any data are read.
     DaskDecodeError
         The folder is a file, or somebody else's BIDS data set; another run decodes into it (says which process, where, since when).
 
@@ -148,7 +150,7 @@ def decode_subjects(
     if not isinstance(decoder, BaseDecoder):
         raise DecodingError(f"A study is decoded with a daskdecode.Decoder or DecoderRegressor; found {type(decoder).__name__}.")
     _check_permutations(permutations)
-    store: Any = study.attrs["store"] if isinstance(study, xr.DataTree) else study
+    store: Any = _store_of(study) if isinstance(study, xr.DataTree) else study
     stored, unconverted = everyone = stored_subjects(store)
     chosen = _chosen(subjects, in_order(everyone), store)
     known = _labels(labels, stored)
@@ -172,6 +174,29 @@ def decode_subjects(
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------------------
+
+
+def _store_of(tree: xr.DataTree) -> Any:
+    """Where a tree was opened from. Workers open the store, so that what was done to the tree since would silently be left out."""
+    store = tree.attrs.get("store")
+    if store is None:
+        raise DecodingError("The DataTree does not say which store it is of: pass the store, or what daskdecode.open_study gives for it.")
+    stored = open_study(store)
+    given, known = ({node.path: node.to_dataset() for node in t.subtree if BOLD in node.ds} for t in (tree, stored))
+    changed = [path for path in {**known, **given} if path not in given or path not in known or not _is_same(given[path], known[path])]
+    if changed:
+        raise DecodingError(
+            f"{changed[0]} of the DataTree is not as it is in {store}, and decode_study reads the store: pass the store, and say which "
+            "subjects, labels, mask, confounds and scaling (of the decoder) are meant. Data that were changed in other ways are "
+            "decoded one by one: decoder.fit(ds)."
+        )
+    return store
+
+
+def _is_same(ds: xr.Dataset, stored: xr.Dataset) -> bool:
+    """Whether a dataset is as it was opened: Dask names what is computed from the signals otherwise."""
+    lazily = getattr(ds[BOLD].data, "name", None) == stored[BOLD].data.name
+    return lazily and ds.drop_vars(BOLD).equals(stored.drop_vars(BOLD))
 
 
 def _check_permutations(asked: Permutations) -> None:

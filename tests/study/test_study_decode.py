@@ -289,6 +289,26 @@ def test_a_tree_is_a_study_too(study_store, decoded):
     assert found.identical(decoded[0])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dd.detrend,
+        lambda ds: dd.select_labels(ds, LABELS),
+        lambda ds: ds.assign_coords(label=("time", ds.label.values[::-1])),
+        lambda ds: ds.assign(bold=ds.bold + 1),
+        None,
+    ],
+)
+def test_a_tree_that_was_changed_is_refused_as_workers_open_the_store(study_store, change):
+    tree = dd.open_study(study_store)
+    if change is None:
+        del tree["sub-02"]
+    else:
+        tree["sub-02"] = xr.DataTree(change(tree["sub-02"].to_dataset()))
+    with pytest.raises(DecodingError, match="/sub-02 of the DataTree is not as it is in"):
+        decode_study(tree, decoder(), labels=LABELS, progress=False)
+
+
 def test_the_decoder_is_not_changed(study_store):
     mine = decoder(progress=print)
     before = dict(vars(mine))
