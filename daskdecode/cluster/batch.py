@@ -69,12 +69,16 @@ def require(kind: str, module: str, extra: str) -> Any:
     ClusterSpecError
         It is not installed.
     """
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ClusterSpecError(
             f'A cluster of the kind {kind!r} needs {error.name}, which is not installed: pip install "daskdecode[{extra}]".'
         ) from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not ctrl_c:  # dask-jobqueue (0.9) has Ctrl-C end Python with status 0, without a word
+            signal.signal(signal.SIGINT, ctrl_c)
 
 
 def _configured(spec: ClusterSpec, name: str) -> Any:

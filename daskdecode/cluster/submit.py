@@ -52,7 +52,7 @@ class Status:
         ``queued``, ``running``, ``done``, ``failed``, ``cancelled``, ``lost`` (it ended without saying so: walltime, memory, a node) or
         ``unknown`` (the batch system does not answer, or a file of the submission does not say what it should).
     detail : str
-        What the batch system says, or the exit status and the last line of the log.
+        What the batch system says, or the exit status and the last error, or line, of the log.
     batch_id : str
     submitted, started, ended : str or None
         ISO 8601, UTC.
@@ -215,7 +215,7 @@ def _status(folder: Path) -> Status:
     cancelled = (folder / "cancelled.json").exists()
     if ended:
         state = "done" if ended["exit_status"] == 0 else "cancelled" if cancelled else "failed"
-        detail = "" if state == "done" else f"exit status {ended['exit_status']}: {_last_line(folder)}"
+        detail = f"exit status {ended['exit_status']}: {_last_line(folder)}" if state == "failed" else ""
     else:
         state, detail = _in_queue(job["kind"], batch.get("batch_id"), folder, running=bool(started), cancelled=cancelled)
     return Status(
@@ -321,7 +321,8 @@ def folder_of(jobs: Path, id: str) -> Path:  # noqa: A002
 
 def _last_line(folder: Path) -> str:
     lines = [line for path in logs(folder.parent, folder.name) for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "nothing was logged"
+    errors = [line for line in lines if line.startswith("Error: ")]  # other libraries may log more while work ends
+    return [*lines, *errors][-1].strip() if lines else "nothing was logged"
 
 
 # --- on the node of the driver ----------------------------------------------------------------------------------------------------

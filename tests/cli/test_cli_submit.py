@@ -104,7 +104,7 @@ def test_a_failing_command_ends_it_and_is_told(run, site):
     (folder / "cluster.yaml").write_text("kind: threads\n")
     driven = run("driver", folder)
     assert driven.exit_code == 2
-    (folder / "driver.log").write_text(driven.stderr)
+    (folder / "driver.log").write_text(driven.stderr + "distributed.core - INFO - closing.\n")
     site("")
     found = _state(run, name)
     assert found["state"] == "failed"

@@ -131,6 +131,13 @@ def test_the_size_of_a_job_has_to_be_said(options, said):
         batch.job_options(read_spec("slurm", options))
 
 
+def test_ctrl_c_means_what_it_did():
+    pytest.importorskip("dask_jobqueue")
+    code = "from signal import SIGINT, getsignal; from daskdecode.cluster import batch; before = getsignal(SIGINT); "
+    code += "batch.require('slurm', 'dask_jobqueue', 'jobqueue'); assert getsignal(SIGINT) is before, getsignal(SIGINT)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_folder_for_logs_that_job_scripts_cannot_carry(tmp_path, monkeypatch):
     (tmp_path / "my data").mkdir()
     monkeypatch.chdir(tmp_path / "my data")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,20 @@ def test_cancel_ends_the_driver_and_its_workers(slurm, run, until):
     assert run("cancel", name).exit_code == 0
     until(lambda: not slurm())
     assert _state(run, name)["state"] == "cancelled"
+
+
+def test_ctrl_c_is_130_one_line_and_ends_workers(slurm, run, until):
+    dd.simulate_study("bids", n_subjects=1, n_runs=3, shape=(7, 9, 8), n_blocks=1, signal=1.0)
+    dd.convert("bids", "s.zarr", mask="none", progress=False)
+    command = [sys.executable, "-m", "daskdecode.cli", "decode", "s.zarr", "--output", "out", "--cluster", "site.yaml", "--cv", "30"]
+    process = subprocess.Popen([*command, "--no-progress"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: list(slurm().values()).count("RUNNING") == 2)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert [line for line in stderr.splitlines() if line][-1].startswith("Error: Interrupted.")
+    assert not stdout
+    until(lambda: not slurm())
 
 
 def test_a_driver_that_is_killed_is_lost_and_its_workers_end(slurm, run, until):
