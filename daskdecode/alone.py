@@ -106,6 +106,14 @@ def holder(mark: Path) -> str | None:
         return None
 
 
+def began(mark: Path) -> float:
+    """When a lock was last taken alone, seconds since the epoch, also by somebody who was killed; 0 where that is not known."""
+    try:
+        return float(json.loads(mark.read_text(encoding="utf-8"))["at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
 def _locked(mark: Path, flags: LockFlags, patience_s: float) -> TextIO | None:
     """The mark, open and locked; None where somebody else has the lock."""
     end = time.monotonic() + patience_s
@@ -139,10 +147,12 @@ def _is_at(mark: Path, file: TextIO) -> bool:
 
 def _say_who(file: TextIO) -> None:
     job = next((os.environ[name] for name in _JOB_IDS if name in os.environ), None)
-    since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    now = datetime.datetime.now().astimezone()
+    since = now.isoformat(sep=" ", timespec="seconds")
     file.truncate(0)
-    file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "job": job, "since": since}))
+    file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "job": job, "since": since, "at": now.timestamp()}))
     file.flush()
+    os.fsync(file.fileno())  # other machines read it too
 
 
 def _forget(mark: Path, file: TextIO) -> None:

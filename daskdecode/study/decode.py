@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import xarray as xr
 from sklearn.base import clone
 
+from daskdecode.alone import began
 from daskdecode.cluster.spread import run_each
 from daskdecode.errors import DaskDecodeError, DecodingError, SelectionError, nearest
 from daskdecode.models.base import BaseDecoder
@@ -21,7 +23,7 @@ from daskdecode.results.result import check_results_folder
 from daskdecode.schema import BOLD
 from daskdecode.store.layout import StoreLike
 from daskdecode.store.open import StoredSubject, open_study, stored_subjects
-from daskdecode.study.record import Kept, claimed
+from daskdecode.study.record import FOLDER, Kept, claimed
 from daskdecode.study.subject import DecodeSubject, Permutations, Question, wanted_labels
 from daskdecode.study.tables import to_dataset
 from daskdecode.study.tabulate import N_NAMED, attributes_of, in_order, tabulate
@@ -162,7 +164,8 @@ def decode_subjects(
     with contextlib.nullcontext() if target is None else claimed(target):
         found = {name: _unconverted(name, why, question, target) for name, why in unconverted.items() if name in chosen}
         found |= _done(stored, question, target)
-        pending = {name: DecodeSubject(s, question, target) for name, s in stored.items() if name not in found}
+        since = math.inf if target is None else began(target / FOLDER / "study.lock")
+        pending = {name: DecodeSubject(s, question, target, since) for name, s in stored.items() if name not in found}
         if pending and not any(outcome["status"] == "done" for outcome in found.values()):
             _check_any(pending)
         found |= _run(pending, progress=progress)

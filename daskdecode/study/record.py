@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from nibabel.spatialimages import SpatialImage
 
-from daskdecode.alone import alone
+from daskdecode.alone import alone, began
 from daskdecode.errors import DaskDecodeError
 from daskdecode.models.content import shown
 from daskdecode.results.result import json_writer, write_files
@@ -44,6 +44,17 @@ class Kept:
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """Keep other runs from the results of this subject, and from the whole study; see :func:`claimed`."""
         return claimed(self.results, self.name, of="study")
+
+    def require_latest(self, since: float) -> None:
+        """Give way to a run that has claimed the results after the one that began at a time, seconds since the epoch.
+
+        Raises
+        ------
+        DaskDecodeError
+            There is one: the earlier run was killed, and only a worker of another machine goes on with what it was given.
+        """
+        if max(began(self.folder / f"{name}.lock") for name in ("study", self.name)) > since:
+            raise DaskDecodeError(f"A later run writes to {self.results}: this one, whose driver has ended, gives way.")
 
     def forget(self) -> None:
         """Say that nothing is done yet: before results change."""

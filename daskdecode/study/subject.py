@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import warnings
@@ -135,11 +136,15 @@ class DecodeSubject:
     question : Question
     folder : Path or None
         Where results go, absolute; None: nowhere.
+    since : float
+        When the run that this is part of claimed the folder. A worker may go on after its driver was killed: results do not get among those
+        of a later run.
     """
 
     stored: StoredSubject
     question: Question
     folder: Path | None
+    since: float = math.inf
 
     def __call__(self, nbytes: int | None) -> dict[str, Any]:
         """Do it, within a number of bytes if one is given; return what :mod:`daskdecode.study.record` keeps."""
@@ -153,7 +158,9 @@ class DecodeSubject:
         """Return the outcome of a subject that could not be decoded, once it is kept."""
         found = self.question.failure(self.stored.subject, error)
         if self._kept is not None:
-            self._kept.keep(found)
+            with contextlib.suppress(DaskDecodeError):
+                self._kept.require_latest(self.since)
+                self._kept.keep(found)
         return found
 
     def outcome(self, nbytes: int | None = None, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -164,6 +171,7 @@ class DecodeSubject:
         fingerprint = self.question.fingerprint(self.stored)
         if (before := kept.done(fingerprint)) is not None:  # earlier, or on a worker that died before it could say so
             return before
+        kept.require_latest(self.since)
         kept.forget()
         found = self._decode(nbytes, kept.partial(fingerprint), progress)
         kept.keep(found | {"fingerprint": fingerprint})
@@ -194,7 +202,10 @@ class DecodeSubject:
             warnings.simplefilter("always", UserWarning)
             how: dict[str, Any] = {"nbytes": nbytes, "partial": partial, "progress": progress}
             decoder, test = fit_subject(whole, self.stored.subject, self.question, **how)
-        written = {} if self.folder is None else write_subject(decoder, whole, self.folder, permutations=test)
+        written: dict[str, Any] = {}
+        if self.folder is not None and self._kept is not None:
+            self._kept.require_latest(self.since)
+            written = write_subject(decoder, whole, self.folder, permutations=test)
         return {
             "subject": self.stored.subject,
             "status": "done",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,11 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import daskdecode as dd
+from daskdecode.alone import began
 from daskdecode.cli.main import main
 from daskdecode.errors import ClusterError, DaskDecodeError, DecodingError
+from daskdecode.store.open import stored_subjects
+from daskdecode.study import subject
 from daskdecode.study.decode import decode_study
 from daskdecode.study.record import Kept, claimed
-from daskdecode.study.subject import DecodeSubject
+from daskdecode.study.subject import DecodeSubject, Permutations, Question, fit_subject
 
 LABELS = ["face", "cat"]
 
@@ -117,6 +121,34 @@ def test_a_file_is_one_run_s_at_a_time(what, study_store, tmp_path):
     assert seen
     run()
     assert [p.name for p in tmp_path.iterdir()] == ["kept.npz"]
+
+
+@pytest.mark.parametrize("claims", ["study", "sub-02"])
+def test_what_outlives_its_driver_does_not_get_among_the_results_of_a_later_run(copied, study_store, monkeypatch, claims):
+    """A worker of another machine ends its subject, of another question, when the next run has begun."""
+    with claimed(copied):
+        since = began(copied / ".daskdecode" / "study.lock")
+    stored, _ = stored_subjects(study_store)
+    question = Question(decoder(param_grid={"alphas": [[3.0]]}), LABELS, None, Permutations(), str(Path.cwd()))
+    piece, record = DecodeSubject(stored["02"], question, copied, since), copied / ".daskdecode" / "sub-02.json"
+    whole = files_of(copied)
+    with contextlib.ExitStack() as later:
+
+        def claim_then_write(*args, **kwargs):
+            found = fit_subject(*args, **kwargs)
+            later.enter_context(claimed(copied, claims, of=None if claims == "study" else "study"))
+            record.write_text("of the later run")
+            return found
+
+        monkeypatch.setattr(subject, "fit_subject", claim_then_write)
+        found = piece(None)
+        assert (found["status"], files_of(copied), record.read_text()) == ("failed", whole, "of the later run")
+        assert "A later run writes to" in found["reason"]
+        monkeypatch.setattr(subject, "fit_subject", None)  # what begins now does not even read
+        assert "A later run writes to" in piece(None)["reason"]
+        assert record.read_text() == "of the later run"
+    monkeypatch.setattr(subject, "fit_subject", fit_subject)
+    assert piece(None)["status"] == "done"  # nobody else is there any more
 
 
 # --- one after another ------------------------------------------------------------------------------------------------------------
