@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -17,8 +16,9 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from daskdecode.data.mask import voxel_volume_mm3
 from daskdecode.engine.moments import Screening
 from daskdecode.engine.registry import CLASSIFIERS, REGRESSORS, Kind, Model, TimesMinC, model_of
-from daskdecode.engine.solvers import resolve
+from daskdecode.engine.solvers import in_turn, resolve
 from daskdecode.errors import DecodingError, nearest
+from daskdecode.quiet import quiet
 
 BRAIN_VOLUME_MM3 = 1_882_989.0
 """Volume of the MNI152 brain mask: nilearn's reference for the screening percentile."""
@@ -134,9 +134,9 @@ def check_on_small_problem(
     y = np.tile([-1, 1], 10) if kind == "classifier" else rng.standard_normal(20)
     for params in candidates:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                float(scorer(build(20, 30, **resolve(params, x, y)).fit(x, y), x, y))
+            model = build(20, 30, **resolve(params, x, y))
+            with quiet(Warning), in_turn([model]):  # also with fits of other threads, whose draws it would disturb
+                float(scorer(model.fit(x, y), x, y))
         except Exception as error:
             raise DecodingError(f"scikit-learn refuses the estimator or the scorer with {dict(params)}: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +17,7 @@ from daskdecode.engine.design import Split
 from daskdecode.engine.plan import Plan
 from daskdecode.models.samples import Quality, Samples
 from daskdecode.models.splitters import mixes_groups
+from daskdecode.quiet import quiet
 
 
 def label_of(decision: NDArray[np.float64], classes: NDArray[Any]) -> NDArray[Any]:
@@ -61,10 +61,8 @@ def metrics(table: pd.DataFrame, splits: Sequence[Split], y: NDArray[Any]) -> pd
     for fold, (train, _) in enumerate(splits):
         tested = table[table["fold"] == fold]
         labels, counts = np.unique(y[train], return_counts=True)
-        with warnings.catch_warnings():
-            # A class that is predicted but absent from this fold's test samples counts as wrong, which is what is meant.
-            warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
-            warnings.filterwarnings("ignore", message="A single label was found")
+        # A class that is predicted but absent from this fold's test samples counts as wrong, which is what is meant.
+        with quiet("y_pred contains classes not in y_true", "A single label was found"):
             balanced = balanced_accuracy_score(tested["label"], tested["predicted"])
         rows.append(
             {

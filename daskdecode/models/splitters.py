@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, LeaveOneGroupOut, PredefinedSplit, StratifiedKFold
 
 from daskdecode.errors import DecodingError
+from daskdecode.quiet import quiet
 
 Ints = NDArray[np.intp]
 Split: TypeAlias = tuple[Ints, Ints]
@@ -149,9 +149,7 @@ def _split(rule: Any, y: NDArray[Any], groups: NDArray[Any] | None) -> list[Spli
         if isinstance(rule, LeaveOneGroupOut):
             _check_runs(groups)
         try:
-            with warnings.catch_warnings():
-                # Runs are offered to every splitter; those that take no notice of them say so.
-                warnings.filterwarnings("ignore", message="The groups parameter is ignored")
+            with quiet("The groups parameter is ignored"):  # Runs are offered to every splitter.
                 pairs = list(rule.split(np.zeros((y.size, 1)), y, groups))
         except ValueError as error:
             raise DecodingError(f"{rule} cannot split {y.size} samples: {str(error).rstrip('.')}.") from error

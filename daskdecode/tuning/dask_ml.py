@@ -45,6 +45,7 @@ from sklearn.exceptions import FitFailedWarning
 from sklearn.utils import get_tags
 
 from daskdecode.errors import DecodingError
+from daskdecode.quiet import quiet
 
 RETRIES = 2
 """Times that a task which raised is tried again on a cluster: a file system's hiccup passes, a fault of the estimator does not."""
@@ -115,9 +116,8 @@ class SettingsSearch(GridSearchCV):  # type: ignore[misc]
         as_nan = isinstance(asked, float) and np.isnan(asked)
         self.scheduler: Any = active_get()
         try:
-            with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-                # Failed fits are seen in the scores. The spread of scores of which one is infinite is NaN.
-                warnings.simplefilter("ignore", FitFailedWarning)
+            # Failed fits are seen in the scores. The spread of scores of which one is infinite is NaN.
+            with quiet(FitFailedWarning), np.errstate(invalid="ignore"):
                 self.error_score = -np.inf if as_nan else asked
                 super().fit(X, y, groups, **fit_params)
         finally:

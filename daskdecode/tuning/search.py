@@ -23,6 +23,7 @@ from daskdecode.models.content import shown
 from daskdecode.models.estimators import check_choice
 from daskdecode.models.record import Record, digest_of, fingerprint
 from daskdecode.models.samples import Samples
+from daskdecode.quiet import quiet
 from daskdecode.tuning.choice import result_of
 from daskdecode.tuning.folds import Scored, score_settings
 from daskdecode.tuning.result import SearchResult
@@ -285,9 +286,7 @@ def settings_of(distributions: Any, method: str, n_iter: int, random_state: int)
     try:
         if method == "grid":
             return [dict(params) for params in ParameterGrid(parts)]
-        with warnings.catch_warnings():
-            # Fewer settings than asked for: then all of them.
-            warnings.filterwarnings("ignore", message="The total space of parameters")
+        with quiet("The total space of parameters"):  # Fewer settings than asked for: then all of them.
             return [dict(params) for params in ParameterSampler(parts, n_iter, random_state=random_state)]
     except (TypeError, ValueError) as error:
         raise DecodingError(f"param_distributions={distributions!r}: {error}") from error
