@@ -8,7 +8,6 @@ the batch system calls the job), ``driver.log``, the logs of the workers, and, o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import importlib
 import json
@@ -26,6 +25,7 @@ from typing import Any, Final
 import yaml
 
 from daskdecode._version import __version__
+from daskdecode.alone import alone
 from daskdecode.cluster.batch import complaint, job_options, require
 from daskdecode.cluster.options import BATCH, OPTIONS, clock
 from daskdecode.cluster.queues import SYSTEMS, job_states
@@ -34,6 +34,9 @@ from daskdecode.errors import ClusterError, ClusterSpecError, nearest
 
 LOG: Final = "driver.log"
 CLUSTER: Final = "cluster.yaml"
+_LOCK: Final = ".submit.lock"
+_PATIENCE_S: Final = 60.0
+"""Batch systems under load take a while to accept a job."""
 _WORKERS: Final = "workers"
 _JOB: Final = "job.json"
 _BATCH: Final = "batch.json"
@@ -103,24 +106,23 @@ def submit(commands: Sequence[Sequence[str]], spec: ClusterSpec, jobs: Path, *, 
         OPTIONS["log_folder"].read(str(jobs))
     except ValueError as error:
         raise ClusterSpecError(f"The folder of the jobs is {jobs}: expected {error}. Give --jobs.") from None
-    _refuse_twice(jobs, commands)
-    missing = [path for path in (jobs, *jobs.parents) if not path.exists()]
-    folder = _new_folder(jobs, commands[0][0])
-    said: dict[str, Any] = {"commands": [list(c) for c in commands], "cwd": str(Path.cwd()), "kind": spec.kind}
-    said |= {"workers": [True] * len(commands) if workers is None else list(workers), "submitted": now(), "daskdecode_version": __version__}
-    try:
-        kept = spec if "log_folder" in spec.options else replace(spec, options={**spec.options, "log_folder": str(folder / _WORKERS)})
-        _write_spec(folder / CLUSTER, kept)
-        # Before the batch system has the job: the driver finds what it is to do, even if nobody is left here to write it.
-        write_json(folder / _JOB, said)
-        batch_id, cancel = _hand_over(spec, folder)
-    except BaseException:
-        shutil.rmtree(folder)
-        for path in missing:
-            with contextlib.suppress(OSError):  # another submission may have put its own there
-                path.rmdir()
-        raise
-    write_json(folder / _BATCH, {"batch_id": batch_id, "cancel": cancel})
+    busy = f"Something else is being submitted in {jobs}"
+    with alone(jobs / _LOCK, busy, ClusterError, patience_s=_PATIENCE_S):  # it takes folders that stay empty away
+        _refuse_twice(jobs, commands)
+        folder = _new_folder(jobs, commands[0][0])
+        said: dict[str, Any] = {"commands": [list(c) for c in commands], "cwd": str(Path.cwd()), "kind": spec.kind}
+        said |= {"workers": [True] * len(commands) if workers is None else list(workers)}
+        said |= {"submitted": now(), "daskdecode_version": __version__}
+        try:
+            logged = {"log_folder": str(folder / _WORKERS), **spec.options}
+            _write_spec(folder / CLUSTER, replace(spec, options=logged))
+            # Before the batch system has the job: the driver finds what it is to do, even if nobody is left here to write it.
+            write_json(folder / _JOB, said)
+            batch_id, cancel = _hand_over(spec, folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        write_json(folder / _BATCH, {"batch_id": batch_id, "cancel": cancel})
     return status(jobs, folder.name)
 
 

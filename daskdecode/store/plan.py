@@ -76,10 +76,12 @@ class Plan:
         return {"plan": self.content, "failed": {name: " ".join(str(error).split()) for name, error in self.failed.items()}}
 
     def without(self, failed: Mapping[str, Exception]) -> Plan:
-        """Return the plan of the other subjects; raises the first failure where there are none."""
+        """Return the plan of the other subjects; where there are none, raises what is wrong with most of them, or with the first."""
         subjects = tuple(s for s in self.subjects if s.subject not in failed)
         if not subjects:
-            raise next(iter([*self.failed.values(), *failed.values()]))
+            errors = [*self.failed.values(), *failed.values()]
+            said = [str(error) for error in errors]
+            raise max(errors, key=lambda error: said.count(str(error)))
         return Plan(subjects, restrict(self.content, {s.subject for s in subjects}), {**self.failed, **failed})
 
 
@@ -99,7 +101,7 @@ def make_plan(
     Raises
     ------
     DaskDecodeError
-        Of no subject there is anything to convert: what is wrong with the first.
+        Of no subject there is anything to convert: what is wrong with most of them, or with the first.
     """
     rois = dict(rois or {})
     for name in rois:

@@ -33,6 +33,8 @@ def requested_runs(source: Any, labels: Any, repetition_time: float | None, hrf_
             from daskdecode.sources.bids import find_runs  # slow to import, and needed only here
 
             return list(find_runs(path, **which, **given))
+        if not path.exists():
+            raise SourceError(f"{path} does not exist: expected a BIDS folder or a 4-D NIfTI image.")
         _refuse(asked, f"{path} is one image")
         return [Run(path, labels=labels, **given)]
     runs = [source] if isinstance(source, Run) else _listed(source)

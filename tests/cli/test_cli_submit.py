@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,17 @@ def test_the_same_is_not_submitted_twice(run, site, tmp_path, monkeypatch):
         assert run(*asked[:3], "--jobs", jobs, *asked[3:], "out").exit_code == 0
     site("")  # it has ended, however
     assert run(*asked, "out").exit_code == 0
+
+
+def test_of_two_at_the_same_moment_one_is_refused(site, tmp_path):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("#!/bin/sh\n", "#!/bin/sh\nsleep 1\n"))
+    command = [sys.executable, "-m", "daskdecode.cli", "submit", "--cluster", "site.yaml", "--", "decode", "s.zarr", "--output", "out"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(process.communicate(timeout=60)[1] for process in both)
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    assert said[0].startswith("Error: The same was submitted at ")
+    assert len(list(Path("daskdecode-jobs").iterdir())) == 1
 
 
 def test_cancel(run, site, tmp_path):

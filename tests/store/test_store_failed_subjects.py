@@ -185,3 +185,12 @@ def test_the_command_names_them_and_says_so_by_its_status(study, tmp_path):
     ran = CliRunner().invoke(main, ["info", str(tmp_path / "study.zarr")])
     assert ran.exit_code == 0
     assert "NOT CONVERTED" in ran.stdout
+
+
+def test_where_nobody_can_be_converted_the_reason_of_most_is_told(study, tmp_path):
+    truncate(study / "sub-01" / "func" / "sub-01_task-objectviewing_run-01_bold.nii.gz")
+    with pytest.raises(DaskDecodeError, match=r"nowhere\.nii\.gz"):
+        convert(study, tmp_path / "s.zarr", mask=str(tmp_path / "nowhere.nii.gz"), progress=False)
+    with pytest.raises(DaskDecodeError, match=r"studdy does not exist: expected a BIDS folder or a 4-D NIfTI image"):
+        convert(tmp_path / "studdy", tmp_path / "s.zarr", progress=False)
+    assert not (tmp_path / "s.zarr").exists()
