@@ -123,7 +123,10 @@ def test_searches_on_processes_that_are_killed_all_the_time(study, tmp_path):
 def test_jobs_that_are_killed_all_the_time(slurm, spec, study, expected, tmp_path, monkeypatch, until):
     monkeypatch.setitem(dask.config.config["distributed"]["deploy"], "lost-worker-timeout", "1s")
 
+    begun = time.monotonic()
     with dd.connect("slurm", n_workers=2, allowed_failures=1000, **spec) as client:
+        client.run(_import)
+        every_s = max(3, time.monotonic() - begun)  # on a busy machine new jobs take longer
 
         def kill(n):
             # The processes themselves: what scancel kills gets SIGTERM first, and a worker hands on what it holds.
@@ -135,7 +138,7 @@ def test_jobs_that_are_killed_all_the_time(slurm, spec, study, expected, tmp_pat
                     process.kill()
             return 1
 
-        with _Killer(kill, 3) as killer:
+        with _Killer(kill, every_s) as killer:
             _assert_same(_analysis(study, tmp_path / "s.zarr"), expected)
             searched = _search(tmp_path / "s.zarr")
     assert killer.n_killed >= 2
