@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -13,11 +15,14 @@ import numpy as np
 import psutil
 import pytest
 import xarray as xr
+from dask_ml.linear_model import LogisticRegression
 from distributed import Client, LocalCluster
 from scipy.stats import loguniform
 from sklearn.linear_model import SGDClassifier
 
 import daskdecode as dd
+from daskdecode.errors import MemoryBudgetError
+from daskdecode.tuning.pooled.glm import COPIES_OF_SOLVERS
 
 pytestmark = pytest.mark.slow
 
@@ -95,56 +100,81 @@ def pooled(n_subjects, n_runs, n_volumes, n_voxels):
     return xr.Dataset({"bold": (("time", "voxel"), bold)}, coords=coords, attrs=attrs)
 
 
-def test_a_stream_stays_within_a_worker_that_holds_a_quarter_of_the_study():
-    limit, n_voxels, n_volumes, n_runs = 900 * 2**20, 40_000, 180, 22 * 6
+def streamed(n_runs, n_voxels=40_000, n_volumes=180):
+    """Bytes made to float32 when they are read, labels, runs."""
     labels = np.tile([0, 1], n_runs * n_volumes // 2)
     noise = da.random.default_rng(0).integers(0, 256, (labels.size, n_voxels), dtype=np.uint8, chunks=(n_volumes, n_voxels))
     pattern = da.from_array(np.where(np.arange(n_voxels) < 500, 15, 0).astype(np.float32), chunks=-1)
     x = noise.astype(np.float32) + da.from_array(labels.astype(np.float32), chunks=n_volumes)[:, None] * pattern[None]
-    assert x.nbytes > 4 * limit
-    runs = np.repeat([f"{r:03d}" for r in range(n_runs)], n_volumes)
-    halves = [np.flatnonzero(runs < "066"), np.flatnonzero(runs >= "066")]
+    return x, labels, np.repeat([f"{r:03d}" for r in range(n_runs)], n_volumes)
+
+
+@contextlib.contextmanager
+def watched(limit):
+    """One worker of one thread; gives what it takes with packages only, and its peak. It must neither be killed nor write to disk."""
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
+        client.run(importlib.import_module, "daskdecode.tuning.pooled.stream")
         pids = [nanny.pid for nanny in cluster.workers.values()]
-        peak, stop = [0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(pids, peak, stop))
+        took, stop = [0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(pids, took, stop))
+        base = psutil.Process(pids[0]).memory_info().rss
         watcher.start()
         try:
-            decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20, cv=[tuple(halves), tuple(halves[::-1])])
-            found = dd.search(decoder, x, {"alpha": [1e-4, 1e-1]}, labels, runs, route="stream", nested=False, refit=False)
+            yield base, took
         finally:
             stop.set()
             watcher.join()
         assert [nanny.pid for nanny in cluster.workers.values()] == pids, "a worker was killed and begun anew"
-        assert peak[0] < 0.7 * limit
         assert set(client.run(_n_spilled).values()) == {0}
+
+
+def test_a_stream_stays_within_a_worker_that_holds_a_quarter_of_the_study():
+    limit = 900 * 2**20
+    x, labels, runs = streamed(22 * 6)
+    assert x.nbytes > 4 * limit
+    halves = [np.flatnonzero(runs < "066"), np.flatnonzero(runs >= "066")]
+    decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20, cv=[tuple(halves), tuple(halves[::-1])])
+    with watched(limit) as (_, peak):
+        found = dd.search(decoder, x, {"alpha": [1e-4, 1e-1]}, labels, runs, route="stream", nested=False, refit=False)
+    assert peak[0] < 0.7 * limit
     print(f"peak {peak[0] / 2**20:.0f} MiB of {limit / 2**20:.0f}, study {x.nbytes / 2**20:.0f} MiB")
     assert found.best_score_ > 0.9
+
+
+def test_logistic_regression_takes_no_more_blocks_of_a_worker_than_are_set_aside_for_it():
+    limit = 1700 * 2**20
+    x, labels, runs = streamed(64)
+    assert x.nbytes > limit
+    # Nearly all samples train: blocks as large as they come.
+    tests = [np.flatnonzero(runs == name) for name in ("000", "001")]
+    splits = [(np.setdiff1d(np.arange(len(runs)), test), test) for test in tests]
+    estimator = LogisticRegression(solver="lbfgs", max_iter=1, solver_kwargs={"normalize": False})
+    decoder = dd.Decoder(estimator, screening_percentile=None, cv=splits)
+    with watched(limit) as (base, peak):
+        found = dd.search(decoder, x, {"C": [1e-3]}, labels, runs, route="stream", nested=False, refit=False)
+    block = 2 * 180 * 40_000 * 4  # two runs fit into 64 MiB
+    n_blocks = (peak[0] - base) / block
+    print(f"{n_blocks:.1f} blocks, peak {peak[0] / 2**20:.0f} MiB of {limit / 2**20:.0f}, study {x.nbytes / 2**20:.0f} MiB")
+    assert n_blocks < COPIES_OF_SOLVERS
+    assert found.best_score_ > 0.8
+    decoder.set_params(memory_budget=COPIES_OF_SOLVERS * block)
+    with (
+        dask.config.set(num_workers=1),
+        pytest.raises(MemoryBudgetError, match=f"{COPIES_OF_SOLVERS} copies of a block"),
+    ):
+        dd.search(decoder, x, {"C": [1e-3]}, labels, runs, route="stream", nested=False, refit=False)
 
 
 def test_hyperband_stays_within_workers_that_hold_a_quarter_of_the_study():
     limit = 640 * 2**20
     ds = pooled(n_subjects=16, n_runs=6, n_volumes=180, n_voxels=40_000)
     assert ds["bold"].nbytes > 4 * limit
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
-        pids = [nanny.pid for nanny in cluster.workers.values()]
-        peak, stop = [0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(pids, peak, stop))
-        watcher.start()
-        try:
-            decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20)
-            found = dd.search(decoder, ds, {"alpha": loguniform(1e-4, 1e2)}, method="hyperband", n_iter=9)
-        finally:
-            stop.set()
-            watcher.join()
-        assert [nanny.pid for nanny in cluster.workers.values()] == pids, "a worker was killed and begun anew"
-        assert peak[0] < limit
-        assert set(client.run(_n_spilled).values()) == {0}
+    decoder = dd.Decoder(SGDClassifier(random_state=0), screening_percentile=20)
+    with watched(limit) as (_, peak):
+        found = dd.search(decoder, ds, {"alpha": loguniform(1e-4, 1e2)}, method="hyperband", n_iter=9)
+    assert peak[0] < limit
     print(f"peak {peak[0] / 2**20:.0f} MiB of {limit / 2**20:.0f}, study {ds['bold'].nbytes / 2**20:.0f} MiB, score {found.score_:.3f}")
     assert found.score_ > 0.9

@@ -274,7 +274,10 @@ def ranks_of(calls: NDArray[Any], scores: NDArray[Any], best: int) -> Ints:
 def _model(decoder: Any, distributions: Any) -> Any:
     """The unfitted estimator, checked."""
     if not isinstance(decoder, Decoder):
-        raise DecodingError(f"method='hyperband' takes a daskdecode.Decoder, which tells classes apart; found {type(decoder).__name__}.")
+        raise DecodingError(
+            f"method='hyperband' takes a daskdecode.Decoder, which tells classes apart; found {type(decoder).__name__}. To search with "
+            "values for labels, take method='grid' or 'random': samples are then held in memory."
+        )
     if decoder.standardize not in ("zscore_run", None):
         raise DecodingError(
             f"method='hyperband' reads run by run, and standardize={decoder.standardize!r} needs more than a run at a time: use "

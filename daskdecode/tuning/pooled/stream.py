@@ -350,7 +350,10 @@ def _with(found: Scored, numbers: range, these: Marks, n_settings: int, failed: 
 def _asked(decoder: Any, settings: Sequence[Mapping[str, Any]]) -> tuple[Callable[..., Any], list[dict[str, Any]], Callable[..., float]]:
     """The estimator's builder, the settings and the scorer, checked."""
     if not isinstance(decoder, Decoder):
-        raise DecodingError(f"route='stream' takes a daskdecode.Decoder, which tells classes apart; found {type(decoder).__name__}.")
+        raise DecodingError(
+            f"route='stream' takes a daskdecode.Decoder, which tells classes apart; found {type(decoder).__name__}. To search with values "
+            "for labels, leave out route='stream': samples are then held in memory."
+        )
     if decoder.standardize not in ("zscore_run", None):
         raise DecodingError(
             f"route='stream' reads run by run, and standardize={decoder.standardize!r} needs more than a run at a time: use "

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,6 +24,7 @@ from daskdecode.errors import DecodingError, MemoryBudgetError
 from daskdecode.tuning.pooled import blocks, dask_ml_hyperband, hyperband
 from daskdecode.tuning.pooled.dask_ml_hyperband import Workers
 from daskdecode.tuning.pooled.stages import Score, Stage, Stages, Which, restored
+from tests.tuning.pooled.killing import child_env, killing_workers
 
 SPACE = {"alpha": loguniform(1e-4, 10.0)}
 
@@ -346,11 +346,6 @@ def read_log(path):
     return calls, [float(line[1]) for line in lines if len(line) == 2]
 
 
-def child_env(**more):
-    where = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": where, **more}
-
-
 @pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_where_it_was(client, tmp_path, log):
     whole = searched(n_iter=27)
@@ -389,23 +384,8 @@ def test_hyperband_survives_workers_that_are_killed_all_the_time(tmp_path, log, 
     whole = searched(n_iter=27)
     with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as other:
         other.run(_slow_down, 0.05)
-        ended, killed = threading.Event(), []
-
-        def kill():
-            while not ended.wait(4):
-                there = set(other.cluster.scheduler.workers)
-                pids = [w.pid for w in other.cluster.workers.values() if w.pid and w.worker_address in there]
-                if len(pids) == 2:
-                    os.kill(pids[len(killed) % 2], signal.SIGKILL)
-                    killed.append(pids)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        try:
+        with killing_workers(other, 4) as killed:
             found = searched(tmp_path / "kept", n_iter=27)
-        finally:
-            ended.set()
-            killer.join()
     assert len(killed) >= 2
     assert_same(found, whole)
 

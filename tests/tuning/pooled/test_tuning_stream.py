@@ -376,7 +376,7 @@ SGD = SGDClassifier()
     ("decoder", "space", "how", "message"),
     [
         (dd.Decoder("svc"), {"C": [1]}, {}, "LinearSVC has no partial_fit"),
-        (dd.DecoderRegressor("ridge"), {"alphas": [1]}, {}, "found DecoderRegressor"),
+        (dd.DecoderRegressor("ridge"), {"alphas": [1]}, {}, "found DecoderRegressor.*leave out route='stream'"),
         (dd.Decoder(SGD), {"alhpa": [1]}, {}, r"no parameter 'alhpa'.*'alpha'"),
         (dd.Decoder(SGD), {"alpha": [-1.0]}, {}, "'alpha' parameter"),
         (dd.Decoder(SGDClassifier(class_weight="balanced")), {"alpha": [1.0]}, {}, "refuses to learn.*class_weight"),

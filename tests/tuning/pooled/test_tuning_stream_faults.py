@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,11 +13,13 @@ import dask
 import numpy as np
 import pytest
 from dask_ml.linear_model import LogisticRegression
+from sklearn.base import clone
 from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import GroupKFold
 
 import daskdecode as dd
 from daskdecode.tuning.pooled import glm
+from tests.tuning.pooled.killing import child_env, killing_workers
 from tests.tuning.pooled.made import P, dataset, make
 
 pytestmark = pytest.mark.slow
@@ -61,14 +62,13 @@ def fit_and_tell(*args, fit=glm.fit_linear):
 
 MODELS = {
     "sgd": (Paced(random_state=0), {"alpha": [1e-4, 1e-3, 1e-2, 1e-1]}),
-    # Few iterations: each is a pass over all blocks.
-    "logistic": (LogisticRegression(solver="lbfgs", max_iter=6, solver_kwargs={"normalize": False}), {"C": [1e-3, 1e-2]}),
+    "logistic": (LogisticRegression(solver="lbfgs", solver_kwargs={"normalize": False}), {"C": [1e-3, 1e-2]}),
 }
 
 
-def searched(model, cv, path=None, **options):
+def searched(model, cv, path=None, *, max_iter=6, **options):
     estimator, grid = MODELS[model]
-    decoder = dd.Decoder(estimator, cv=cv, screening_percentile=None, screening_n_features=60)
+    decoder = dd.Decoder(clone(estimator).set_params(max_iter=max_iter), cv=cv, screening_percentile=None, screening_n_features=60)
     with dask.config.set({"num_workers": 2}):
         return dd.search(decoder, dataset(*make(n_subjects=N_SUBJECTS)), grid, route="stream", path=path, **options)
 
@@ -85,29 +85,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr("daskdecode.tuning.pooled.blocks.BLOCK_NBYTES", 60 * P * 4)
 
 
-def killing(client, every_s):
-    """Kill workers in turn, as soon as two are there; a function that ends it and tells how many died."""
-    ended, killed = threading.Event(), []
-
-    def kill():
-        while not ended.wait(every_s):
-            there = set(client.cluster.scheduler.workers)
-            pids = [w.pid for w in client.cluster.workers.values() if w.pid and w.worker_address in there]
-            if len(pids) == 2:
-                os.kill(pids[len(killed) % 2], signal.SIGKILL)
-                killed.append(pids)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-
-    def end():
-        ended.set()
-        killer.join()
-        return len(killed)
-
-    return end
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_workers_that_are_killed_all_the_time_change_no_number(model, monkeypatch):
     # A solver passes over the data again and again: two folds of it are enough to kill many.
@@ -115,13 +92,11 @@ def test_workers_that_are_killed_all_the_time_change_no_number(model, monkeypatc
     expected = searched(model, cv, nested=nested)
     monkeypatch.setenv("DASKDECODE_TEST_PAUSE_S", "0.02")
     with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client:
-        began, end = time.monotonic(), killing(client, 3)
-        try:
+        began = time.monotonic()
+        with killing_workers(client, 3) as killed:
             found = searched(model, cv, nested=nested)
-        finally:
-            n_killed = end()
-        print(f"{model}: {n_killed} killed in {time.monotonic() - began:.0f} s")
-    assert n_killed >= 2
+        print(f"{model}: {len(killed)} killed in {time.monotonic() - began:.0f} s")
+    assert len(killed) >= 2
     if nested:
         assert_same(found, expected)
     else:
@@ -135,7 +110,7 @@ import tests.tuning.pooled.test_tuning_stream_faults as t
 t.glm.fit_linear = t.fit_and_tell
 from daskdecode.tuning.pooled import blocks
 blocks.BLOCK_NBYTES = 60 * t.P * 4
-t.searched(sys.argv[1], t.CV[sys.argv[1]], sys.argv[2])
+t.searched(sys.argv[1], t.CV[sys.argv[1]], sys.argv[2], max_iter=2)
 """
 
 CV = {"sgd": "run", "logistic": GroupKFold(4)}
@@ -151,10 +126,9 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(model, tmp_path, monkeypat
     monkeypatch.setattr(glm, "fit_linear", fit_and_tell)
     logs = {name: tmp_path / f"{name}.log" for name in ("whole", "killed", "again")}
     monkeypatch.setenv("DASKDECODE_TEST_LOG", str(logs["whole"]))
-    expected = searched(model, CV[model])
+    expected = searched(model, CV[model], max_iter=2)
     n_all, path = len(told(logs["whole"])), tmp_path / "search.npz"
-    where = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": where, "DASKDECODE_TEST_LOG": str(logs["killed"]), "DASKDECODE_TEST_PAUSE_S": "0.002"}
+    env = child_env(DASKDECODE_TEST_LOG=str(logs["killed"]), DASKDECODE_TEST_PAUSE_S="0.002")
     child = subprocess.Popen([sys.executable, "-c", CHILD, model, str(path)], env=env)
     try:
         while len(told(logs["killed"])) < 0.4 * n_all:
@@ -165,7 +139,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(model, tmp_path, monkeypat
         child.wait()
     n_missing = n_all - len(told(logs["killed"]))
     monkeypatch.setenv("DASKDECODE_TEST_LOG", str(logs["again"]))
-    assert_same(searched(model, CV[model], path), expected)
+    assert_same(searched(model, CV[model], path, max_iter=2), expected)
     n_again = len(told(logs["again"])) - n_missing
     print(f"{model}: {n_missing} of {n_all} missing when it was killed, {n_again} done again")
     # What a kill loses is what was on its way: a twentieth of all fits at most.
