@@ -59,9 +59,10 @@ def lost(error: Any) -> str:
     """Why work ended that had no worker or no scheduler left, and what to do."""
     if isinstance(error, deadly()):
         died, n = getattr(error.last_worker, "address", error.last_worker), error.allowed_failures + 1
+        who = f"{n} workers died while they" if n > 1 else "1 worker died while it"
         return (
-            f"{n} worker{'s' * (n > 1)} died while working on {error.task!r}, the last at {died}. Most often they lacked memory: give "
-            "memory_budget= or a mask, or workers a larger memory_limit= or fewer threads; their logs may say. Where nodes are taken away "
+            f"{who} worked on {error.task!r}, the last at {died}. Most often they lack memory: give memory_budget= or a mask, or workers "
+            "a larger memory_limit= or fewer threads; their logs may say. Where nodes are taken away "
             "often, raise allowed_failures= (distributed.scheduler.allowed-failures where the scheduler starts)."
         )
     kept = "What was written until then is kept, and the same call goes on from there."

@@ -94,7 +94,7 @@ async def _add(scheduler, do):
 @pytest.mark.parametrize("work", [name for name in WORK if name != "study"])
 def test_workers_that_die_of_a_task_are_named_whoever_made_the_client(study, fitted, losing, tmp_path, work):
     losing(_lose_workers)
-    with pytest.raises(ClusterError, match=r"^1 worker died while working on .*memory.*allowed_failures=") as caught:
+    with pytest.raises(ClusterError, match=r"^1 worker died while it worked on .*memory.*allowed_failures=") as caught:
         WORK[work](study, fitted, tmp_path)
     assert isinstance(caught.value.__cause__, KilledWorker)
 
