@@ -8,6 +8,8 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import loguniform
+from sklearn.model_selection import ParameterSampler
 
 import daskdecode as dd
 from daskdecode.tuning.table import Fit
@@ -109,6 +111,9 @@ def test_random_settings_and_a_table_as_text(run, store):
     assert result.exit_code == 0, result.output
     assert "3 settings of svc, random search, roc_auc" in result.stdout
     assert "optimistic" in result.stdout
+    for seed in (0, 5):
+        found = json.loads(run("search", store, *ONE, *how, "--seed", seed, "--json").stdout)
+        assert found["cv_results"]["params"] == list(ParameterSampler({"C": loguniform(1e-4, 10)}, 3, random_state=seed))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from daskdecode.cli.command import Group
 from daskdecode.cluster.spec import read_spec
+from daskdecode.cluster.submit import begin
 from daskdecode.engine.workers import active_client
 
 pytest.importorskip("dask_jobqueue")
@@ -161,6 +162,9 @@ def test_the_same_is_not_submitted_twice(run, site, tmp_path, monkeypatch):
     assert f"as {name}, and is queued (PENDING (Resources); job 77)" in again.stderr
     assert f"daskdecode cancel {name}" in again.stderr
     assert len(list(Path("daskdecode-jobs").iterdir())) == 1
+    site("77|RUNNING|None\n")
+    begin(Path("daskdecode-jobs") / name)
+    assert f"as {name}, and is running (on " in run(*asked, "out").stderr
     assert run(*asked, "other").exit_code == 0
     jobs = Path("daskdecode-jobs").absolute()
     (tmp_path / "elsewhere").mkdir()
