@@ -111,7 +111,13 @@ LABELS = click.option(
 )
 MASK = click.option("--mask", metavar="NAME|FILE", help="Region to decode from: one of the store's, or an image.  [default: all voxels]")
 SESSION = click.option("--session", metavar="LABEL", help="Only this session.  [default: all]")
-ESTIMATOR = click.option("--estimator", default="svc", show_default=True)
+ESTIMATOR = click.option(
+    "--estimator",
+    default="svc",
+    show_default=True,
+    metavar="NAME",
+    help="svc, svc_l1, logistic, logistic_l1, ridge_classifier, lda, gnb, sgd or dummy_classifier (docs/decoding.md).",
+)
 CV = click.option("--cv", default="run", show_default=True, callback=run_or_number, metavar="run|N", help="Leave one run out, or N folds.")
 SCORING = click.option("--scoring", default="roc_auc", show_default=True, help="A scikit-learn scorer, for each class against the rest.")
 SCREENING = click.option(

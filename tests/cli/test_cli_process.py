@@ -41,6 +41,14 @@ def test_every_help_has_an_example(run, name):
     assert f"daskdecode {name} " in result.output.split("Example")[1]
 
 
+def test_help_names_every_estimator(run):
+    from daskdecode.engine.registry import CLASSIFIERS
+
+    for command in ("decode", "search"):
+        words = set(run(command, "--help").stdout.replace(",", " ").split())
+        assert set(CLASSIFIERS) - {"svc_l2", "logistic_l2"} <= words  # these are svc and logistic
+
+
 def test_no_traceback_but_with_debug(tmp_path):
     quiet, loud = start("info", tmp_path / "nowhere.zarr"), start("info", tmp_path / "nowhere.zarr", "--debug")
     assert quiet.returncode == 2
