@@ -111,3 +111,16 @@ def test_some_subjects_settings_and_a_seed(store, run, tmp_path):
         name = f"sub-{subject['subject']}/func/sub-{subject['subject']}_desc-decoding_permutations.json"
         test = json.loads((tmp_path / "out" / name).read_text())
         assert (test["random_state"], test["exchange"]) == (5, "blocks")
+
+
+def test_one_session_of_every_subject(run, tmp_path):
+    bids = dd.simulate_study(tmp_path / "bids", n_subjects=2, n_sessions=2, n_runs=2, shape=(7, 9, 8), n_blocks=1, signal=1.0)
+    store = tmp_path / "s.zarr"
+    dd.convert(bids, store, mask="none", progress=False)
+    session = dd.open_subject(store, "01").session.values[0]
+    decode = ["decode", store, "--estimator", "ridge_classifier", "--screening-percentile", "100", "--json"]
+    of_all = json.loads(run(*decode, "--output", tmp_path / "all").stdout)["subjects"]
+    of_one = json.loads(run(*decode, "--session", session, "--output", tmp_path / "one").stdout)["subjects"]
+    assert [[subject["n_folds"] for subject in subjects] for subjects in (of_all, of_one)] == [[4, 4], [2, 2]]
+    alone = json.loads(run(*decode, "--session", session, "--subject", "02", "--output", tmp_path / "alone").stdout)
+    assert alone["score"] == of_one[1]["score"]
