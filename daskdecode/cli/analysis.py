@@ -21,6 +21,7 @@ from daskdecode.cli.options import (
     SCREENING,
     SESSION,
     STANDARDIZE,
+    check_places,
     parameters,
     seed,
 )
@@ -96,6 +97,7 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 
 @click.command(
     cls=ComputingCommand,
+    check=check_places,
     short_help="Decode; write maps and a report.",
     epilog="\b\n"
     "Examples:\n"

@@ -144,10 +144,18 @@ WHERE: Final = ("scheduler", "cluster", "n_workers")
 
 
 class ComputingCommand(Command):
-    """A command that does its work where ``--scheduler`` or ``--cluster`` says."""
+    """A command that does its work where ``--scheduler`` or ``--cluster`` says.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Parameters
+    ----------
+    check : callable, optional
+        Called with all parameters of the command before workers are asked for, which may queue for hours: what can be known to be wrong
+        is said now.
+    """
+
+    def __init__(self, *args: Any, check: Callable[..., None] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.check = check
         where = "threads, local (processes), slurm, pbs, sge, lsf, htcondor, kubernetes, gateway, or the address of a scheduler"
         self.params[-2:-2] = [
             click.Option(["--scheduler"], metavar="WHERE", help=f"Where to work: {where}.  [default: threads]"),
@@ -156,7 +164,10 @@ class ComputingCommand(Command):
         ]
 
     def _run(self, ctx: click.Context) -> Any:
-        with scheduler(*(ctx.params.pop(name) for name in WHERE)):
+        where = [ctx.params.pop(name) for name in WHERE]
+        if self.check is not None and where[:2] != [None, None]:
+            self.check(**ctx.params)
+        with scheduler(*where):
             return super()._run(ctx)
 
 

@@ -146,3 +146,10 @@ ENGINE = click.option(
 MEMORY_BUDGET = click.option(
     "--memory-budget", callback=memory_size, metavar="SIZE", help="Such as 4GB.  [default: half of the free memory]"
 )
+
+
+def check_places(**given: Any) -> None:
+    """Look at the store and the folder for results before workers are asked for."""
+    from daskdecode.cli import workflows  # not quick to import
+
+    workflows.check_places(**given)

@@ -20,6 +20,7 @@ from daskdecode.cli.options import (
     SCREENING,
     SESSION,
     STANDARDIZE,
+    check_places,
     parameters,
     raise_or_number,
     seed,
@@ -28,6 +29,7 @@ from daskdecode.cli.options import (
 
 @click.command(
     cls=ComputingCommand,
+    check=check_places,
     short_help="Search hyperparameters.",
     epilog="\b\n"
     "Examples:\n"

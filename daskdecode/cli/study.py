@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from daskdecode.cli.command import DIFFERENT, INCOMPLETE, Command, ComputingCommand, print_json
+from daskdecode.cli.options import check_places
 
 
 def _rois(_: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -167,6 +168,7 @@ def info(store: str, as_json: bool) -> None:
 
 @click.command(
     cls=ComputingCommand,
+    check=check_places,
     short_help="Compare a store with its sources.",
     epilog="\b\nExample:\n  daskdecode verify study.zarr && echo all equal\n",
 )

@@ -17,6 +17,7 @@ from sklearn.model_selection import GroupKFold
 from daskdecode.cli.command import progress_bar
 from daskdecode.data.mask import apply_mask
 from daskdecode.data.pool import pool_subjects
+from daskdecode.data.select import select_labels
 from daskdecode.errors import DaskDecodeError
 from daskdecode.models.content import shown
 from daskdecode.models.decoder import Decoder
@@ -35,6 +36,25 @@ from daskdecode.study.tabulate import tabulate
 
 if TYPE_CHECKING:
     from daskdecode.tuning.result import SearchResult
+
+
+def check_places(
+    store: str,
+    output: Path | None = None,
+    *,
+    subjects: Sequence[str] = (),
+    session: str | None = None,
+    labels: Sequence[str] | None = None,
+    **_: Any,
+) -> None:
+    """Say what is wrong with the store, the folder for results or, of one subject, its name and labels; reads no signals."""
+    if output is not None:
+        check_results_folder(output)
+    stored, unconverted = stored_subjects(store)
+    named = list(subjects) or [*stored, *unconverted]
+    if len(named) == 1:  # of several, one that lacks a label stops nobody else
+        ds = open_subject(store, named[0], session)
+        select_labels(ds, wanted_labels(labels, np.unique(ds[LABEL].values.astype(str)).tolist()))
 
 
 def run_decode(

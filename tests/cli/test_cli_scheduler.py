@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import dask
 import pytest
@@ -98,6 +99,29 @@ def test_refusals(run, store, tmp_path, options, said):
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["decode", "typo.zarr", "--output", "out"], "typo.zarr does not exist"),
+        (["decode", "STORE", "--output", "file"], "Results need a folder"),
+        (["decode", "STORE", "--output", "out", "--subject", "1"], "no subject '1'"),
+        (["decode", "STORE", "--output", "out", "--subject", "01", "--labels", "fase,cat"], "fase.*Did you mean 'face'"),
+        (["search", "typo.zarr", "--param", "C=1"], "typo.zarr does not exist"),
+        (["verify", "typo.zarr"], "typo.zarr does not exist"),
+    ],
+)
+def test_what_is_known_to_be_wrong_is_said_before_workers_are_asked_for(run, store, tmp_path, monkeypatch, arguments, said):
+    def connect(*_, **__):
+        raise AssertionError("workers were asked for")
+
+    monkeypatch.setattr("daskdecode.cluster.connect.connect", connect)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    result = run(*(str(store) if argument == "STORE" else argument for argument in arguments), "--scheduler", "slurm")
+    assert result.exit_code == 2
+    assert re.search(said, result.stderr), result.stderr
 
 
 def test_threads_are_dask_s_own_and_as_many_as_asked():
