@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
@@ -21,9 +22,7 @@ os.environ["DASK_TEMPORARY_DIRECTORY"] = _SCRATCH
 dask.config.set(temporary_directory=_SCRATCH)
 
 
-def pytest_unconfigure():
-    """Remove the scratch folder."""
-    shutil.rmtree(_SCRATCH, ignore_errors=True)
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)  # once all that works in it has been cleared away
 
 
 @pytest.fixture(scope="session")

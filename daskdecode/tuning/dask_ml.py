@@ -63,10 +63,21 @@ def active_get() -> Callable[..., Any]:
     if not isinstance(client, Client):
         return get
 
-    def get_on_cluster(graph: Any, keys: Any, **_: Any) -> Any:
-        return client.get(graph, keys, retries=RETRIES)
+    return _OnCluster(client)
 
-    return get_on_cluster
+
+class _OnCluster:
+    """What computes a graph on a Client, without being a method of it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def __call__(self, graph: Any, keys: Any, **_: Any) -> Any:
+        return self.client.get(graph, keys, retries=RETRIES)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        # While this is Dask's setting, a nanny that starts a worker in the place of a lost one sends it all settings.
+        return str, ("dask.distributed",)
 
 
 def without_passthrough(settings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

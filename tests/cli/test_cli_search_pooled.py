@@ -93,6 +93,7 @@ def test_a_killed_stream_goes_on_where_it_was(run, pooled_store, tmp_path, monke
     assert not kept.exists()
 
 
+@pytest.mark.slow
 def test_hyperband(run, pooled_store, tmp_path):
     told = ["--estimator", "sgd", "--param", "alpha=loguniform(1e-4,1)", "--method", "hyperband", "--n-iter", "3", "--seed", "1"]
     command = ["search", pooled_store, *LABELS, *told, "--scheduler", "local", "--n-workers", "1", "--json", "--output", tmp_path / "out"]

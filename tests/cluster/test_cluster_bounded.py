@@ -100,6 +100,20 @@ client.close()""",
     assert ended.returncode == 0
 
 
+def test_a_local_cluster_that_is_closed_while_it_starts_a_worker_ends_all_the_same(tmp_path):
+    """What distributed 2026.8 raises then, now and then."""
+    ended = _script(
+        tmp_path,
+        """async def close(self):
+    raise AssertionError("Status.starting")
+LocalCluster._close = close
+with dd.connect("local", n_workers=1, threads_per_worker=1) as client:
+    print(*client.run(os.getpid).values())""",
+    )
+    assert not psutil.pid_exists(int(ended.stdout))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 # --- a batch system ---------------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 import daskdecode as dd
+from tests.killing import killing_workers
 
 N_PERMUTATIONS = 1000
 
@@ -80,31 +80,14 @@ class _Killer(threading.Thread):
         self.join()
 
 
-def _kills_processes_of(client):
-    """Every 3 s; on a busy machine as much later as a new worker takes longer until it can do anything."""
-    begun = time.monotonic()
-    client.restart()
-    client.run(_import)
-
-    def kill(n):
-        there = set(client.cluster.scheduler.workers)
-        pids = [worker.pid for worker in client.cluster.workers.values() if worker.pid and worker.worker_address in there]
-        if len(pids) < 2:
-            return 0  # on a busy machine a new one may take longer to come than the killer waits
-        os.kill(pids[n % len(pids)], signal.SIGKILL)
-        return 1
-
-    return _Killer(kill, max(3, time.monotonic() - begun))
-
-
 def _import():
     import daskdecode.tuning.dask_ml  # noqa: F401
 
 
 @pytest.mark.slow
 def test_processes_that_are_killed_all_the_time(study, expected, tmp_path):
-    with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client, _kills_processes_of(client) as killer:
-        while killer.n_killed < 2:
+    with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client, killing_workers(client) as killed:
+        while len(killed) < 2:
             _assert_same(_analysis(study, tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr"), expected)
 
 
@@ -114,8 +97,11 @@ def test_searches_on_processes_that_are_killed_all_the_time(study, tmp_path):
     with dask.config.set(scheduler="threads"):
         dd.convert(study, store, mask="none", progress=False)
         expected = _search(store)
-    with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client, _kills_processes_of(client) as killer:
-        while killer.n_killed < 3:
+    with (
+        dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client,
+        killing_workers(client, lives=1.5) as killed,
+    ):
+        while len(killed) < 3:
             np.testing.assert_allclose(_search(store), expected, rtol=0, atol=1e-10)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import threading
 import warnings
 
@@ -181,7 +182,12 @@ def test_the_scheduler_that_is_active_does_the_work():
 
 
 def test_without_other_word_a_client_is_active(client):
-    assert active_get().__name__ == "get_on_cluster"
+    assert not hasattr(active_get(), "__self__")
     assert active_get()({"a": (sum, [1, 2])}, ["a"]) == [3]
     with dask.config.set(scheduler="synchronous"):
         assert active_get() is dask.local.get_sync
+
+
+def test_settings_can_be_sent_to_a_worker_that_is_started_meanwhile(client):
+    with dask.config.set(scheduler=active_get()):
+        assert pickle.loads(pickle.dumps(dask.config.config))["scheduler"] == "dask.distributed"

@@ -24,7 +24,7 @@ from daskdecode.errors import DecodingError, MemoryBudgetError
 from daskdecode.tuning.pooled import blocks, dask_ml_hyperband, hyperband
 from daskdecode.tuning.pooled.dask_ml_hyperband import Workers
 from daskdecode.tuning.pooled.stages import Score, Stage, Stages, Which, restored
-from tests.tuning.pooled.killing import child_env, killing_workers
+from tests.killing import child_env, killing_workers
 
 SPACE = {"alpha": loguniform(1e-4, 10.0)}
 
@@ -384,7 +384,7 @@ def test_hyperband_survives_workers_that_are_killed_all_the_time(tmp_path, log, 
     whole = searched(n_iter=27)
     with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as other:
         other.run(_slow_down, 0.05)
-        with killing_workers(other, 4) as killed:
+        with killing_workers(other) as killed:
             found = searched(tmp_path / "kept", n_iter=27)
     assert len(killed) >= 2
     assert_same(found, whole)

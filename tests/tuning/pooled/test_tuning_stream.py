@@ -208,9 +208,8 @@ def test_logistic_regression_is_scikit_learns(n_classes, estimator):
     np.testing.assert_allclose(p.sum(axis=1), 1)
 
 
-@pytest.mark.parametrize(
-    "solver", ["newton", *(pytest.param(s, marks=pytest.mark.slow) for s in ("gradient_descent", "proximal_grad", "admm"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["newton", "gradient_descent", "proximal_grad", "admm"])
 def test_other_solvers_give_the_numbers_that_dask_ml_gives(monkeypatch, solver):
     x, y, _, runs = make(n_subjects=8)
     x = zscored(x, runs)[:, 25:37].astype(np.float64)

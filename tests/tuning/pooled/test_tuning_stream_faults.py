@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 
 import daskdecode as dd
 from daskdecode.tuning.pooled import glm
-from tests.tuning.pooled.killing import child_env, killing_workers
+from tests.killing import child_env, killing_workers
 from tests.tuning.pooled.made import P, dataset, make
 
 pytestmark = pytest.mark.slow
@@ -92,15 +91,12 @@ def test_workers_that_are_killed_all_the_time_change_no_number(model, monkeypatc
     cv, nested = (GroupKFold(3), True) if model == "sgd" else (GroupKFold(2), False)
     expected = searched(model, cv, nested=nested)
     monkeypatch.setenv("DASKDECODE_TEST_PAUSE_S", "0.02")
-    with (
-        contextlib.suppress(AssertionError),  # of distributed 2026.8, where a cluster is closed while it starts a worker
-        dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client,
-    ):
+    with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client:
         began = time.monotonic()
-        with killing_workers(client, 3) as killed:
+        with killing_workers(client, lives={"sgd": 2, "logistic": 1}[model]) as killed:
             found = searched(model, cv, nested=nested)
         print(f"{model}: {len(killed)} killed in {time.monotonic() - began:.0f} s")
-    assert killed  # on a busy machine a new worker may take longer to come than a search takes
+    assert len(killed) >= 2
     if nested:
         assert_same(found, expected)
     else:

@@ -6,12 +6,21 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def killing_workers(client, every_s):
-    """Kill the two workers of a cluster of processes in turn, whenever both are there; gives a list that grows with each."""
+def killing_workers(client, lives=1.0):
+    """Kill the two worker processes of a cluster in turn, whenever both are there; gives a list that grows with each.
+
+    Every 3 s; or as much later as a new worker takes longer until it can do anything, times ``lives``: each lives for two such times. What
+    a worker has to do at one go must fit into that, or work never ends.
+    """
+    began = time.monotonic()
+    client.restart()
+    client.run(_import)
+    every_s = max(3, lives * (time.monotonic() - began))
     ended, killed = threading.Event(), []
 
     def kill():
@@ -31,7 +40,12 @@ def killing_workers(client, every_s):
         killer.join()
 
 
+def _import():
+    import daskdecode.tuning.pooled.stream
+    import daskdecode.tuning.search  # noqa: F401
+
+
 def child_env(**more):
     """Environment of a process that can import these tests."""
-    where = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    where = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": where, **more}
