@@ -224,6 +224,7 @@ class _Submitted(ProcessInterface):
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}.\nstderr:\n{errors.decode()}")
         return str(output.decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
 import json
 import subprocess
@@ -137,6 +138,7 @@ def _connect(tmp_path, **options):
     return dd.connect("slurm", **size, **options)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a loop that ended while a command ran
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("timeout_s", "said"), [(1.8, "sbatch has not answered yet"), (30, r"sbatch has not answered within 2 s")])
 def test_a_batch_system_that_does_not_take_jobs(slurm_of, tmp_path, caplog, monkeypatch, timeout_s, said):
@@ -146,8 +148,10 @@ def test_a_batch_system_that_does_not_take_jobs(slurm_of, tmp_path, caplog, monk
         _connect(tmp_path, timeout_s=timeout_s)
     assert not _said(caplog)  # there is no job to cancel
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1234"]]
+    gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a loop that ended while a command ran
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("patience_s", [1.0, 8.0])
 def test_a_batch_system_that_does_not_cancel_jobs(slurm_of, tmp_path, caplog, monkeypatch, until, patience_s):
@@ -159,6 +163,7 @@ def test_a_batch_system_that_does_not_cancel_jobs(slurm_of, tmp_path, caplog, mo
     (said,) = _said(caplog)
     assert said == "scancel does not answer: jobs may be left in the queue. Once it does, remove them: scancel 12 12"
     until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1235"]])
+    gc.collect()
 
 
 # --- a gateway --------------------------------------------------------------------------------------------------------------------
