@@ -170,7 +170,11 @@ class _RunWriter:
         A task may run twice: elsewhere, when its worker was taken for lost, or in the next call, while a worker of another machine goes on
         with it though the driver was killed. What the later one has deleted must not be declared whole by the earlier one.
         """
-        if (read_attributes(self._job.store, self._node) or {}).get("writer") != self._mine:
+        try:
+            found = read_attributes(self._job.store, self._node) or {}
+        except StoreError as error:
+            raise error.__cause__ or error from None  # as of any other request of a task: who waits for it knows what is kept
+        if found.get("writer") != self._mine:
             raise StoreError(f"{self._node} of {address(self._job.store)} is written anew by a later task: this one gives way.")
 
     def _flush(self, segment: np.ndarray) -> None:
