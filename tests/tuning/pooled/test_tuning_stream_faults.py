@@ -94,14 +94,13 @@ def test_workers_that_are_killed_all_the_time_change_no_number(model, monkeypatc
     with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client:
         began = time.monotonic()
         with killing_workers(client, lives={"sgd": 2, "logistic": 1}[model]) as killed:
-            found = searched(model, cv, nested=nested)
+            while len(killed) < 2:  # on a busy machine a search may end before
+                found = searched(model, cv, nested=nested)
+                np.testing.assert_array_equal(found.best_decoder_.coef_, expected.best_decoder_.coef_)
+                np.testing.assert_array_equal(found.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"])
+                if nested:
+                    assert_same(found, expected)
         print(f"{model}: {len(killed)} killed in {time.monotonic() - began:.0f} s")
-    assert len(killed) >= 2
-    if nested:
-        assert_same(found, expected)
-    else:
-        np.testing.assert_array_equal(found.best_decoder_.coef_, expected.best_decoder_.coef_)
-        np.testing.assert_array_equal(found.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"])
 
 
 CHILD = """
