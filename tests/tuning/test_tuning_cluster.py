@@ -56,7 +56,7 @@ def test_a_search_survives_a_killed_worker_with_the_same_numbers(kept, tmp_path)
         Client(cluster),
     ):
         killed = {"stop": False}
-        killer = threading.Thread(target=_kill_one_after, args=(cluster, 8 if kept else 40, killed))
+        killer = threading.Thread(target=_kill_one_after, args=(cluster, 8, killed))
         killer.start()
         try:
             found = dd.search(decoder, x, grid, y, groups, refit=False, path=tmp_path / "search.npz" if kept else None)
