@@ -11,33 +11,47 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def killing_workers(client, lives=1.0):
-    """Kill the two worker processes of a cluster in turn, whenever both are there; gives a list that grows with each.
-
-    Every 3 s; or as much later as a new worker takes longer until it can do anything, times ``lives``: each lives for two such times. What
-    a worker has to do at one go must fit into that, or work never ends.
-    """
-    began = time.monotonic()
-    client.restart()
-    client.run(_import)
-    every_s = max(3, lives * (time.monotonic() - began))
+def killing(kill, every_s):
+    """Call ``kill(number)`` all the time; gives a list that grows with each call that killed something."""
     ended, killed = threading.Event(), []
 
-    def kill():
+    def work():
         while not ended.wait(every_s):
-            there = set(client.cluster.scheduler.workers)
-            pids = [w.pid for w in client.cluster.workers.values() if w.pid and w.worker_address in there]
-            if len(pids) == 2:
-                os.kill(pids[len(killed) % 2], signal.SIGKILL)
-                killed.append(pids)
+            if kill(len(killed)):
+                killed.append(time.monotonic())
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=work, daemon=True)
     killer.start()
     try:
         yield killed
     finally:
         ended.set()
         killer.join()
+
+
+def every_life(client, began, lives=1.0):
+    """Seconds between kills: 3, or as many more as workers that were asked for at a time take until they can do anything, times ``lives``.
+
+    Of two that are killed in turn each lives for two such times. What one has to do at one go must fit into that, or work never ends.
+    """
+    client.run(_import)
+    return max(3, lives * (time.monotonic() - began))
+
+
+def killing_workers(client, lives=1.0):
+    """Kill the two worker processes of a local cluster in turn, whenever both are there."""
+    began = time.monotonic()
+    client.restart()
+
+    def kill(number):
+        there = set(client.cluster.scheduler.workers)
+        pids = [w.pid for w in client.cluster.workers.values() if w.pid and w.worker_address in there]
+        if len(pids) < 2:
+            return False
+        os.kill(pids[number % 2], signal.SIGKILL)
+        return True
+
+    return killing(kill, every_life(client, began, lives))
 
 
 def _import():

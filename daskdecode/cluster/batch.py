@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +68,7 @@ def require(kind: str, module: str, extra: str) -> Any:
     Raises
     ------
     ClusterSpecError
-        It is not installed.
+        It is not installed, or can only be imported in the main thread.
     """
     ctrl_c = signal.getsignal(signal.SIGINT)
     try:
@@ -76,6 +77,10 @@ def require(kind: str, module: str, extra: str) -> Any:
         raise ClusterSpecError(
             f'A cluster of the kind {kind!r} needs {error.name}, which is not installed: pip install "daskdecode[{extra}]".'
         ) from error
+    except ValueError as error:
+        if threading.current_thread() is threading.main_thread():
+            raise
+        raise ClusterSpecError(f"{module} can be imported in the main thread only ({error}): import it there first.") from error
     finally:
         if signal.getsignal(signal.SIGINT) is not ctrl_c:  # dask-jobqueue (0.9) has Ctrl-C end Python with status 0, without a word
             signal.signal(signal.SIGINT, ctrl_c)

@@ -14,7 +14,6 @@ from typing import Any
 import xarray as xr
 from sklearn.base import clone
 
-from daskdecode.alone import began
 from daskdecode.cluster.spread import run_each
 from daskdecode.errors import DaskDecodeError, DecodingError, SelectionError, nearest
 from daskdecode.models.base import BaseDecoder
@@ -23,7 +22,7 @@ from daskdecode.results.result import check_results_folder
 from daskdecode.schema import BOLD
 from daskdecode.store.layout import StoreLike
 from daskdecode.store.open import StoredSubject, open_study, stored_subjects
-from daskdecode.study.record import FOLDER, Kept, claimed
+from daskdecode.study.record import Kept, claimed, claimed_at
 from daskdecode.study.subject import DecodeSubject, Permutations, Question, wanted_labels
 from daskdecode.study.tables import to_dataset
 from daskdecode.study.tabulate import N_NAMED, attributes_of, in_order, tabulate
@@ -164,7 +163,7 @@ def decode_subjects(
     with contextlib.nullcontext() if target is None else claimed(target):
         found = {name: _unconverted(name, why, question, target) for name, why in unconverted.items() if name in chosen}
         found |= _done(stored, question, target)
-        since = math.inf if target is None else began(target / FOLDER / "study.lock")
+        since = math.inf if target is None else claimed_at(target)
         pending = {name: DecodeSubject(s, question, target, since) for name, s in stored.items() if name not in found}
         if pending and not any(outcome["status"] == "done" for outcome in found.values()):
             _check_any(pending)

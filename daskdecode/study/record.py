@@ -53,7 +53,7 @@ class Kept:
         DaskDecodeError
             There is one: the earlier run was killed, and only a worker of another machine goes on with what it was given.
         """
-        if max(began(self.folder / f"{name}.lock") for name in ("study", self.name)) > since:
+        if max(claimed_at(self.results, part) for part in ("study", self.name)) > since:
             raise DaskDecodeError(f"A later run writes to {self.results}: this one, whose driver has ended, gives way.")
 
     def forget(self) -> None:
@@ -114,6 +114,15 @@ class Kept:
         return self.folder / f"{self.name}.json"
 
 
+def claimed_at(results: Path, part: str = "study") -> float:
+    """When a part of a folder of results was last claimed, seconds since the epoch; 0 where that is not known."""
+    return began(_mark(results, part))
+
+
+def _mark(results: Path, part: str) -> Path:
+    return results / FOLDER / f"{part}.lock"
+
+
 @contextlib.contextmanager
 def claimed(results: Path, part: str = "study", *, of: str | None = None) -> Iterator[None]:
     """Keep other runs from a folder of results, or from a part of it, as long as the block runs.
@@ -134,7 +143,7 @@ def claimed(results: Path, part: str = "study", *, of: str | None = None) -> Ite
     with contextlib.ExitStack() as stack:
         for name, shared in ((of, True), (part, False)):
             if name is not None:
-                mark, busy = results / FOLDER / f"{name}.lock", f"Another run writes to {results} ({name})"
+                mark, busy = _mark(results, name), f"Another run writes to {results} ({name})"
                 stack.enter_context(alone(mark, busy, DaskDecodeError, shared=shared, sharers="sub-*.lock" if name == part else None))
         yield
 

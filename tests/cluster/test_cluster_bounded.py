@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -83,7 +84,7 @@ finally:
     assert ended.stdout == "[]\n"
 
 
-def test_a_local_cluster_that_does_not_close_is_killed(tmp_path):
+def test_a_local_cluster_that_does_not_close_is_killed(tmp_path, until):
     ended = _script(
         tmp_path,
         """connect.CLOSE_S = 1.0
@@ -97,11 +98,11 @@ client.close()""",
     pid, scheduler = ended.stdout.split()
     assert scheduler == "None"
     assert ended.stderr.count(f"The local workers have not ended within 1 s. Its processes were killed ({pid}).") == 1
-    assert not psutil.pid_exists(int(pid))
+    until(lambda: not psutil.pid_exists(int(pid)))
     assert ended.returncode == 0
 
 
-def test_a_local_cluster_that_is_closed_while_it_starts_a_worker_ends_all_the_same(tmp_path):
+def test_a_local_cluster_that_is_closed_while_it_starts_a_worker_ends_all_the_same(tmp_path, until):
     """What distributed 2026.8 raises then, now and then."""
     ended = _script(
         tmp_path,
@@ -111,8 +112,8 @@ LocalCluster._close = close
 with dd.connect("local", n_workers=1, threads_per_worker=1) as client:
     print(*client.run(os.getpid).values())""",
     )
-    assert not psutil.pid_exists(int(ended.stdout))
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, "Error" in ended.stderr) == (0, False), ended.stderr
+    until(lambda: not psutil.pid_exists(int(ended.stdout)))  # whoever inherits it may take a moment to notice its end
 
 
 # --- a batch system ---------------------------------------------------------------------------------------------------------------
@@ -133,6 +134,15 @@ def slurm_of(tmp_path, monkeypatch):
     return make
 
 
+def _stuck(number):
+    """A command that does not end, told from those of tests beside this one."""
+    return f"sleep 12{number}{os.getpid()}"
+
+
+def _running(command):
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == command.split()]
+
+
 def _connect(tmp_path, **options):
     size = {"threads_per_worker": 1, "memory_limit": "1GB", "interface": "lo", "log_folder": str(tmp_path / "logs"), "n_workers": 2}
     return dd.connect("slurm", **size, **options)
@@ -143,11 +153,12 @@ def _connect(tmp_path, **options):
 @pytest.mark.parametrize(("timeout_s", "said"), [(1.8, "sbatch has not answered yet"), (30, r"sbatch has not answered within 2 s")])
 def test_a_batch_system_that_does_not_take_jobs(slurm_of, tmp_path, caplog, monkeypatch, timeout_s, said):
     monkeypatch.setattr(batch, "PATIENCE_S", 2.0)
-    slurm_of(sbatch="sleep 1234", squeue="exit 0", scancel="sleep 1234")
+    stuck = _stuck(1)
+    slurm_of(sbatch=stuck, squeue="exit 0", scancel=stuck)
     with pytest.raises(ClusterError, match=rf"^No worker (came within|will come).*{said}"):
         _connect(tmp_path, timeout_s=timeout_s)
     assert not _said(caplog)  # there is no job to cancel
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1234"]]
+    assert not _running(stuck)
     gc.collect()
 
 
@@ -157,12 +168,12 @@ def test_a_batch_system_that_does_not_take_jobs(slurm_of, tmp_path, caplog, monk
 def test_a_batch_system_that_does_not_cancel_jobs(slurm_of, tmp_path, caplog, monkeypatch, until, patience_s):
     monkeypatch.setattr(batch, "PATIENCE_S", patience_s)
     monkeypatch.setattr(connect, "CLOSE_S", 3.0)
-    slurm_of(sbatch="echo Submitted batch job 12", squeue="echo '12|PENDING|Resources'", scancel="sleep 1235")
+    slurm_of(sbatch="echo Submitted batch job 12", squeue="echo '12|PENDING|Resources'", scancel=_stuck(2))
     with pytest.raises(ClusterError, match=r"No worker came within 2 s .*slurm says of job 12: PENDING \(Resources\)"):
         _connect(tmp_path, timeout_s=2)
     (said,) = _said(caplog)
     assert said == "scancel does not answer: jobs may be left in the queue. Once it does, remove them: scancel 12 12"
-    until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1235"]])
+    until(lambda: not _running(_stuck(2)))
     gc.collect()
 
 
@@ -254,3 +265,20 @@ def test_a_kubernetes_that_does_not_answer(monkeypatch, quickly, closes):
         dd.connect("kubernetes", threads_per_worker=2, memory_limit="8GB", namespace="lab", timeout_s=0.5)
     assert closed == [1.0]
     stuck.set()
+
+
+def test_a_package_that_only_the_main_thread_can_import_is_named(slurm_of, tmp_path):
+    slurm_of(sbatch="exit 0", squeue="exit 0", scancel="exit 0")
+    ended = _script(
+        tmp_path,
+        """import threading
+def go():
+    try:
+        dd.connect("slurm")
+    except dd.errors.ClusterSpecError as error:
+        print(error)
+thread = threading.Thread(target=go)
+thread.start()
+thread.join()""",
+    )
+    assert ended.stdout.startswith("dask_jobqueue can be imported in the main thread only"), ended.stderr

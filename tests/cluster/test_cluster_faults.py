@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import dask
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 import daskdecode as dd
-from tests.killing import killing_workers
+from tests.killing import every_life, killing, killing_workers
 
 N_PERMUTATIONS = 1000
 
@@ -60,30 +59,6 @@ def _assert_same(found, expected):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-10)
 
 
-class _Killer(threading.Thread):
-    """Kills a worker every few seconds, in turn."""
-
-    def __init__(self, kill, every_s):
-        super().__init__(daemon=True)
-        self.kill, self.every_s, self.n_killed, self.ended = kill, every_s, 0, threading.Event()
-
-    def run(self):
-        while not self.ended.wait(self.every_s):
-            self.n_killed += self.kill(self.n_killed)
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.join()
-
-
-def _import():
-    import daskdecode.tuning.dask_ml  # noqa: F401
-
-
 @pytest.mark.slow
 def test_processes_that_are_killed_all_the_time(study, expected, tmp_path):
     with dd.connect("local", n_workers=2, threads_per_worker=1, allowed_failures=1000) as client, killing_workers(client) as killed:
@@ -111,23 +86,21 @@ def test_jobs_that_are_killed_all_the_time(slurm, spec, study, expected, tmp_pat
 
     begun = time.monotonic()
     with dd.connect("slurm", n_workers=2, allowed_failures=1000, **spec) as client:
-        client.run(_import)
-        every_s = max(3, time.monotonic() - begun)  # on a busy machine new jobs take longer
 
         def kill(n):
             # The processes themselves: what scancel kills gets SIGTERM first, and a worker hands on what it holds.
             asked = [p for p in psutil.process_iter(["cmdline"]) if client.cluster.scheduler_address in (p.info["cmdline"] or [])]
             if len(client.cluster.scheduler.workers) < 2 or len(asked) < 2:
-                return 0
+                return False
             for process in (asked[n % len(asked)], *asked[n % len(asked)].children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            return 1
+            return True
 
-        with _Killer(kill, every_s) as killer:
+        with killing(kill, every_life(client, begun)) as killed:
             _assert_same(_analysis(study, tmp_path / "s.zarr"), expected)
             searched = _search(tmp_path / "s.zarr")
-    assert killer.n_killed >= 2
+    assert len(killed) >= 2
     with dask.config.set(scheduler="threads"):
         np.testing.assert_allclose(searched, _search(tmp_path / "s.zarr"), rtol=0, atol=1e-10)
     until(lambda: not slurm())
