@@ -6,9 +6,11 @@ import contextlib
 import errno
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import click
@@ -187,12 +189,29 @@ def scheduler(where: str | None, file: str | None, n_workers: int | tuple[int, i
 
     from daskdecode.cluster.connect import connect  # not quick to import
 
-    with connect(where if file is None else Path(file), n_workers=n_workers):  # type: ignore[arg-type]  # one of them is there
-        try:
-            yield
-        except KeyboardInterrupt:
-            logging.disable()  # of what is cut off now, other libraries log tracebacks
-            raise
+    with (
+        _silent_once_interrupted(),
+        connect(where if file is None else Path(file), n_workers=n_workers),  # type: ignore[arg-type]  # one of them is there
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _silent_once_interrupted() -> Iterator[None]:
+    """Log nothing from Ctrl-C on: of what it cuts off, other libraries log tracebacks, at once and until the process ends."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        logging.disable()
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (nohup), or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _threads(n: int | None) -> Any:

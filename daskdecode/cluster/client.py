@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import dask
 from distributed import Client, default_client
+from distributed.client import AllExit
 from tornado.ioloop import PeriodicCallback
 
 from daskdecode.lost import NO_WORKERS, ends_in_words, said_of
@@ -54,6 +55,7 @@ class PatientClient(Client):
         self._periodic_callbacks["daskdecode-workers"] = looking  # stopped when the client closes
         loop: Any = self.loop
         loop.add_callback(looking.start)
+        _pass_over_what_was_stopped(loop.asyncio_loop)
 
     async def _look(self) -> None:
         """Give up what waits, where there has been no worker for it for too long."""
@@ -114,6 +116,17 @@ class PatientClient(Client):
             end, self._end = self._end, lambda: None  # once, however often it is closed
             end()
             _leave_nothing_set()
+
+
+def _pass_over_what_was_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    """Leave out, of what a loop logs as not handled, that distributed (to 2026.8) stopped waiting: a traceback a task after Ctrl-C."""
+    before = loop.get_exception_handler() or (lambda of, context: of.default_exception_handler(context))
+
+    def handle(of: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), AllExit):
+            before(of, context)
+
+    loop.set_exception_handler(handle)
 
 
 def _leave_nothing_set() -> None:

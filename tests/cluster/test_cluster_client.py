@@ -9,6 +9,7 @@ from threading import Thread, Timer
 import numpy as np
 import pytest
 from dask.delayed import delayed
+from distributed.client import AllExit
 from sklearn.linear_model import SGDClassifier
 
 import daskdecode as dd
@@ -57,7 +58,7 @@ def _graph():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)  # of what waits for ever otherwise
+@pytest.mark.timeout(120)  # of what waits for ever otherwise
 @pytest.mark.parametrize("work", [_decode, _search, _permute, _hyperband, _study, _graph])
 def test_workers_that_go_and_do_not_come_back_are_an_error_though_the_scheduler_would_wait(running, work):
     with dd.connect(running.address) as client:
@@ -68,6 +69,7 @@ def test_workers_that_go_and_do_not_come_back_are_an_error_though_the_scheduler_
             work()
         timer.join()
         running.start_worker()
+        client.wait_for_workers(1, timeout=60)  # it may need longer to come up than work is to wait here
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3  # the client is as good as before
 
 
@@ -88,6 +90,7 @@ def test_a_conversion_whose_workers_go_and_do_not_come_back_is_an_error_and_goes
             dd.convert(bids, tmp_path / "study.zarr", progress=False)
         killer.join()
         running.start_worker()
+        client.wait_for_workers(1, timeout=60)
         assert not dd.verify(dd.convert(bids, tmp_path / "study.zarr", progress=False), progress=False).problems
 
 
@@ -154,3 +157,14 @@ def test_workers_of_a_scheduler_that_runs_may_have_to_queue():
     assert (read_spec("local", {}).timeout_s, read_spec("local", {}).patience_s) == (60, 60)
     assert (read_spec("slurm", {}).timeout_s, read_spec("slurm", {}).patience_s) == (900, 900)
     assert (read_spec("tcp://h:1", {"timeout_s": 7}).timeout_s, read_spec("tcp://h:1", {"timeout_s": 7}).patience_s) == (7, 7)
+
+
+def test_what_distributed_stopped_is_not_logged_as_not_handled(caplog):
+    """After Ctrl-C it would be a traceback a task; what else a loop cannot handle is logged as ever."""
+    with dd.connect("threads", n_workers=1) as client:
+        loop = client.loop.asyncio_loop
+        for error in (AllExit(), ValueError("not this one")):
+            loop.call_soon_threadsafe(loop.call_exception_handler, {"message": "Task exception was never retrieved", "exception": error})
+        client.submit(sum, [1]).result(timeout=30)
+    said = [record.exc_info[0] for record in caplog.records if record.name == "asyncio"]
+    assert said == [ValueError]
