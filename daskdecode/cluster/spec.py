@@ -90,12 +90,21 @@ def _known(name: str = "") -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """As :func:`yaml.safe_load`, but 10:00 and 10:00:00 are the text that they are in YAML 1.2, not numbers in base 60."""
+    """As :func:`yaml.safe_load`, but as YAML 1.2: 10:00 and 10:00:00 are text, not numbers in base 60, and a key is given once."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         """Return the tag of a node."""
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         return self.DEFAULT_SCALAR_TAG if kind is yaml.ScalarNode and ":" in value and tag in _NUMBERS else tag
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Return a mapping; PyYAML would take the last of several values."""
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _from_file(path: Path, said: Mapping[str, Any]) -> ClusterSpec:

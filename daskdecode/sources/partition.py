@@ -123,7 +123,7 @@ def resolve_subjects(runs: Sequence[Run]) -> tuple[list[SourceFile], dict[str, E
     Raises
     ------
     SourceError
-        There is no run, or a file is given twice.
+        There is no run, or a file is given twice; only case tells two subjects, sessions or runs apart.
     """
     if isinstance(runs, Run):
         runs = [runs]
@@ -142,6 +142,7 @@ def resolve_subjects(runs: Sequence[Run]) -> tuple[list[SourceFile], dict[str, E
     kept = sorted(resolved)
     files = [resolved[n] for n in kept]
     _check_given_once(files)
+    _check_names_apart(p for file in files for p in file.partitions)
     _warn_of_unlabelled([runs[n] for n in kept], files)
     _warn_of_repetition_times(files)
     return files, failed
@@ -282,6 +283,20 @@ def _check_given_once(files: Iterable[SourceFile]) -> None:
         if real in seen:
             raise SourceError(f"{file.path} is given twice: the same volumes would be used for training and for testing. Give it once.")
         seen.add(real)
+
+
+def _check_names_apart(partitions: Iterable[Partition]) -> None:
+    """Names become folders: some file systems do not tell case apart, nor can Zarr (to 3.1) read what it consolidated of such groups."""
+    first_with: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for p in partitions:
+        names = (p.subject, p.session or "", p.run)
+        for depth, what in enumerate(("subject", "session", "run"), start=1):
+            path = names[:depth]
+            other = first_with.setdefault(tuple(map(str.casefold, path)), path)
+            if other != path:
+                raise SourceError(
+                    f"Only case tells the {what}s {other[-1]!r} and {path[-1]!r} apart, which folders may not: name them otherwise."
+                )
 
 
 def _check_sessions(files: Sequence[SourceFile]) -> None:

@@ -18,7 +18,7 @@ from daskdecode.cluster.spread import run_each
 from daskdecode.errors import DaskDecodeError, DecodingError, SelectionError, nearest
 from daskdecode.models.base import BaseDecoder
 from daskdecode.progress import watch
-from daskdecode.results.result import check_results_folder
+from daskdecode.results.result import check_results_folder, entity_value
 from daskdecode.schema import BOLD
 from daskdecode.store.layout import StoreLike
 from daskdecode.store.open import StoredSubject, open_study, stored_subjects
@@ -90,7 +90,8 @@ def decode_study(
     ------
     DecodingError, SelectionError, MemoryBudgetError
         No subject can be decoded: a parameter, label or mask is wrong for all. A DataTree was changed after it was opened, of which
-        workers would not know. Before any data are read.
+        workers would not know. Two subjects are told apart only by what names of files leave out (``a-b`` and ``aB``). Before any data
+        are read.
     DaskDecodeError
         The folder is a file, or somebody else's BIDS data set; another run decodes into it (says which process, where, since when).
 
@@ -154,6 +155,8 @@ def decode_subjects(
     store: Any = _store_of(study) if isinstance(study, xr.DataTree) else study
     stored, unconverted = everyone = stored_subjects(store)
     chosen = _chosen(subjects, in_order(everyone), store)
+    if folder is not None:
+        _check_files_apart(chosen)
     known = _labels(labels, stored)
     stored = {name: stored[name] for name in chosen if name in stored}
     asked = clone(decoder).set_params(progress=None, **({} if mask is None else {"mask": mask}))
@@ -230,6 +233,18 @@ def _chosen(subjects: str | Sequence[str] | None, known: list[str], store: Any) 
     if not names:
         raise SelectionError("subjects=[] names nobody: leave it out for all subjects.")
     return list(dict.fromkeys(names))
+
+
+def _check_files_apart(names: Sequence[str]) -> None:
+    """Names of files hold letters and digits only, and some file systems do not tell case apart: no two subjects may share theirs."""
+    first_with: dict[str, str] = {}
+    for name in names:
+        value = entity_value(name)
+        if (other := first_with.setdefault(value.lower(), name)) != name:
+            raise SelectionError(
+                f"The results of the subjects {other!r} and {name!r} would lie in the same files (sub-{value}): decode them one at a "
+                "time, each into a folder of its own."
+            )
 
 
 def _labels(labels: str | Sequence[str] | None, stored: Mapping[str, StoredSubject]) -> list[str]:

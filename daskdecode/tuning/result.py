@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,13 +87,13 @@ class SearchResult:
         return float(defined.mean()) if defined.size else float("nan")
 
     def to_frame(self) -> pd.DataFrame:
-        """Return ``cv_results_`` as a table, one row a setting, the best first.
+        """Return ``cv_results_`` as a table, one row a setting, the best first; rank, parameters and scores before times.
 
         Of Hyperband the chosen model, then those that were trained longest (``partial_fit_calls``), then by score: the scores of models
         that were given up early are of an earlier stage, and may be higher.
         """
-        columns = {name: list(values) for name, values in self.cv_results_.items() if name != "params"}
-        table = pd.DataFrame(columns | {"params": list(self.cv_results_["params"])})
+        columns = {name: list(self.cv_results_[name]) for name in sorted(self.cv_results_, key=_place)}
+        table = pd.DataFrame(columns)
         return table.sort_values("rank_test_score", kind="stable", ignore_index=True)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +178,12 @@ class SearchResult:
         matplotlib Axes
         """
         return plot_scores(self.to_frame(), self.scoring, self.score_, ax)
+
+
+def _place(column: str) -> int:
+    """Where a column of ``cv_results_`` is in a table that people read; scikit-learn begins with times."""
+    patterns = ("rank_", "param_", "(mean_|std_)?test_score", "(?!.*_time$|params$)", "")
+    return next(n for n, pattern in enumerate(patterns) if re.match(pattern, column))
 
 
 def _shown(value: Any) -> str:

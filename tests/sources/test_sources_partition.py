@@ -266,6 +266,22 @@ def test_grids_that_differ_within_a_subject(image):
     assert len(resolve([first, Run(image("5.nii", affine=moved)), Run(image("6.nii", shape=SHAPE[::-1]), subject="2")])) == 3
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"subject": "aB"}, {"subject": "Ab"}, "the subjects 'aB' and 'Ab' apart"),
+        ({"session": "pre"}, {"session": "Pre"}, "the sessions 'pre' and 'Pre' apart"),
+        ({"run": "a"}, {"run": "A"}, "the runs 'a' and 'A' apart"),
+    ],
+)
+def test_names_that_only_case_tells_apart(image, first, second, said):
+    """Zarr could not read the store that was made of them, and some file systems would have one folder of two."""
+    runs = [Run(image("1.nii"), **first), Run(image("2.nii"), **second)]
+    with pytest.raises(SourceError, match=f"Only case tells {said}"):
+        resolve(runs)
+    assert len(resolve([runs[0], Run(runs[1].bold, **{name: f"other{value}" for name, value in second.items()})])) == 2
+
+
 def test_runs_that_are_one_another(image, tmp_path):
     path = image()
     with pytest.raises(SourceError, match=r"given twice: .* training and for testing"):

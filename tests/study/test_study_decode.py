@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +346,19 @@ def test_a_folder_that_is_not_ours_is_left_alone(study_store, tmp_path):
     (tmp_path / "dataset_description.json").write_text('{"Name": "raw data"}')
     with pytest.raises(DaskDecodeError, match="raw data"):
         decode_study(study_store, decoder(), labels=LABELS, folder=tmp_path, progress=False)
+
+
+def test_subjects_whose_files_would_have_the_same_names_are_not_written_over_each_other(study_bids, tmp_path):
+    names = {"01": "a-b", "02": "aB", "03": "A.b"}
+    runs = [replace(run, subject=names[run.subject]) for run in dd.find_runs(study_bids) if run.subject in names]
+    store = dd.convert(runs, tmp_path / "study.zarr", progress=False)
+    with pytest.raises(SelectionError, match=r"'a-b' and 'aB' would lie in the same files \(sub-aB\): decode them one at a time"):
+        decode_study(store, decoder(mask=None), labels=LABELS, folder=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SelectionError, match=r"'aB' and 'A\.b'"):
+        decode_study(store, decoder(mask=None), labels=LABELS, folder=tmp_path / "out", subjects=["aB", "A.b"], progress=False)
+    found = decode_study(store, decoder(mask=None), labels=LABELS, progress=False)  # nothing is written
+    assert found["status"].values.tolist() == ["done"] * 3
 
 
 def test_a_task_is_small_and_tells_a_worker_that_it_sees_no_folder(study_store, tmp_path):

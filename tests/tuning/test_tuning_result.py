@@ -45,6 +45,9 @@ def test_the_table_has_the_best_first(found):
     assert len(table) == 6
     assert table["rank_test_score"].is_monotonic_increasing
     assert table["params"][0] == found.best_params_
+    assert set(table) == set(found.cv_results_)
+    assert list(table)[:5] == ["rank_test_score", "param_C", "param_loss", "mean_test_score", "std_test_score"]
+    assert list(table)[-5:] == ["mean_fit_time", "std_fit_time", "mean_score_time", "std_score_time", "params"]
 
 
 def test_the_text_says_which_score_to_report_and_which_is_optimistic(found):
