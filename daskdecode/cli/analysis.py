@@ -127,7 +127,12 @@ def demo(ctx: click.Context, /, output: Path, as_json: bool) -> None:
 @SCORING
 @SCREENING
 @click.option(
-    "--permutations", type=click.IntRange(min=0), default=0, metavar="N", help="Test the score against N permutations of the labels."
+    "--permutations",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Test the score against N permutations of the labels, each screened and tuned anew. Of a whole brain a thousand take minutes; "
+    "without screening (--screening-percentile 100), of an estimator with inner products, seconds (docs/inference.md).",
 )
 @click.option(
     "--exchange",
