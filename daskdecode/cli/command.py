@@ -198,10 +198,15 @@ def scheduler(where: str | None, file: str | None, n_workers: int | tuple[int, i
 
 @contextlib.contextmanager
 def _silent_once_interrupted() -> Iterator[None]:
-    """Log nothing from Ctrl-C on: of what it cuts off, other libraries log tracebacks, at once and until the process ends."""
+    """Have other libraries log nothing from Ctrl-C on: tracebacks of what it cuts off, at once and until the process ends.
+
+    What daskdecode says is heard: jobs of a batch system may be left.
+    """
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        logging.disable()
+        for name in list(logging.root.manager.loggerDict):
+            if name.partition(".")[0] != "daskdecode":
+                logging.getLogger(name).disabled = True
         signal.default_int_handler(number, frame)
 
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (nohup), or somebody else's

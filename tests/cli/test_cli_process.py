@@ -127,6 +127,30 @@ def test_ctrl_c_with_workers_is_one_line_too(store, tmp_path, after_s):
     assert not _is_there(process.pid)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise on Windows")
+def test_after_ctrl_c_it_is_still_said_what_may_be_left_of_a_cluster():
+    code = """
+import logging, os, signal
+from daskdecode.cli.command import scheduler
+from daskdecode.cluster import local
+
+close = local.close
+def left(*args):
+    logging.getLogger("distributed.nanny").error("Traceback of what was cut off")
+    return close(*args) or "Jobs may be left: scancel 7"
+local.close = left
+
+try:
+    with scheduler("threads", None, (1, 1)):
+        os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("interrupted")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert (result.stdout, result.stderr) == ("interrupted\n", "Jobs may be left: scancel 7\n")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
