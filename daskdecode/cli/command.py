@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -209,7 +210,8 @@ def _silent_once_interrupted() -> Iterator[None]:
                 logging.getLogger(name).disabled = True
         signal.default_int_handler(number, frame)
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (nohup), or somebody else's
+    is_main = threading.current_thread() is threading.main_thread()  # no other gets Ctrl-C, or may say what becomes of it
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (nohup), or somebody else's
         yield
         return
     signal.signal(signal.SIGINT, interrupted)

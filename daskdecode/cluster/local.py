@@ -42,7 +42,7 @@ def start(spec: ClusterSpec, security: Security | None) -> LocalCluster:
     address = dashboard_address(spec)
     common: dict[str, Any] = {
         "security": security,
-        "silence_logs": "CRITICAL",  # what fails is raised; what else is logged are tracebacks of heartbeats that closing cuts off
+        "silence_logs": "CRITICAL",  # what fails is raised; workers log a traceback where closing cuts a heartbeat off
         "local_directory": os.path.expandvars(spec.get("local_folder", "")) or None,
         "dashboard_address": address,
         "worker_dashboard_address": LOOPBACK,  # None would be every interface for a worker in this process

@@ -123,7 +123,7 @@ def resolve_subjects(runs: Sequence[Run]) -> tuple[list[SourceFile], dict[str, E
     Raises
     ------
     SourceError
-        There is no run, or a file is given twice; only case tells two subjects, sessions or runs apart.
+        There is no run, or a file is given twice; only case tells two subjects apart.
     """
     if isinstance(runs, Run):
         runs = [runs]
@@ -132,6 +132,7 @@ def resolve_subjects(runs: Sequence[Run]) -> tuple[list[SourceFile], dict[str, E
     of_subject: dict[str, list[int]] = defaultdict(list)
     for n, run in enumerate(runs):
         of_subject[run.subject].append(n)
+    _check_names_apart("subject", of_subject)
     resolved: dict[int, SourceFile] = {}
     failed: dict[str, Exception] = {}
     for subject, places in of_subject.items():
@@ -142,7 +143,6 @@ def resolve_subjects(runs: Sequence[Run]) -> tuple[list[SourceFile], dict[str, E
     kept = sorted(resolved)
     files = [resolved[n] for n in kept]
     _check_given_once(files)
-    _check_names_apart(p for file in files for p in file.partitions)
     _warn_of_unlabelled([runs[n] for n in kept], files)
     _warn_of_repetition_times(files)
     return files, failed
@@ -285,22 +285,17 @@ def _check_given_once(files: Iterable[SourceFile]) -> None:
         seen.add(real)
 
 
-def _check_names_apart(partitions: Iterable[Partition]) -> None:
+def _check_names_apart(what: str, names: Iterable[str]) -> None:
     """Names become folders: some file systems do not tell case apart, nor can Zarr (to 3.1) read what it consolidated of such groups."""
-    first_with: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for p in partitions:
-        names = (p.subject, p.session or "", p.run)
-        for depth, what in enumerate(("subject", "session", "run"), start=1):
-            path = names[:depth]
-            other = first_with.setdefault(tuple(map(str.casefold, path)), path)
-            if other != path:
-                raise SourceError(
-                    f"Only case tells the {what}s {other[-1]!r} and {path[-1]!r} apart, which folders may not: name them otherwise."
-                )
+    first_with: dict[str, str] = {}
+    for name in names:
+        if (other := first_with.setdefault(name.casefold(), name)) != name:
+            raise SourceError(f"Only case tells the {what}s {other!r} and {name!r} apart, which folders may not: name them otherwise.")
 
 
 def _check_sessions(files: Sequence[SourceFile]) -> None:
-    """Sessions for all runs of a subject or for none."""
+    """Sessions for all runs of a subject or for none, each with a folder of its own."""
+    _check_names_apart("session", (p.session for file in files for p in file.partitions if p.session is not None))
     for file in files:
         if (file.partitions[0].session is None) != (files[0].partitions[0].session is None):
             subject = file.partitions[0].subject
@@ -342,6 +337,8 @@ def _name_runs(files: Sequence[SourceFile]) -> list[SourceFile]:
         if other != n:
             where = f"subject {p.subject!r}" + (f", session {p.session!r}" if p.session is not None else "")
             raise SourceError(f"Two runs of {where} are called {p.run!r}: {paths[other]} and {paths[n]}. Name them apart with run=.")
+    for session in {p.session for p in named}:
+        _check_names_apart("run", (p.run for p in named if p.session == session))
     remaining = iter(named)
     return [replace(file, partitions=tuple(next(remaining) for _ in file.partitions)) for file in files]
 

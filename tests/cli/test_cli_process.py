@@ -130,7 +130,7 @@ def test_ctrl_c_with_workers_is_one_line_too(store, tmp_path, after_s):
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise on Windows")
 def test_after_ctrl_c_it_is_still_said_what_may_be_left_of_a_cluster():
     code = """
-import logging, os, signal
+import logging, os, signal, threading
 from daskdecode.cli.command import scheduler
 from daskdecode.cluster import local
 
@@ -146,9 +146,16 @@ try:
 except KeyboardInterrupt:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     print("interrupted")
+local.close = close
+def elsewhere():
+    with scheduler("threads", None, (1, 1)):
+        print("in another thread")
+thread = threading.Thread(target=elsewhere)
+thread.start()
+thread.join()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
-    assert (result.stdout, result.stderr) == ("interrupted\n", "Jobs may be left: scancel 7\n")
+    assert (result.stdout, result.stderr) == ("interrupted\nin another thread\n", "Jobs may be left: scancel 7\n")
 
 
 @pytest.mark.parametrize(

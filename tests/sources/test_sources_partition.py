@@ -13,7 +13,7 @@ import pytest
 
 from daskdecode.errors import CorruptFileError, SourceError
 from daskdecode.sources import nifti
-from daskdecode.sources.partition import resolve
+from daskdecode.sources.partition import resolve, resolve_subjects
 from daskdecode.sources.run import Run
 
 SHAPE = (7, 8, 9)
@@ -280,6 +280,15 @@ def test_names_that_only_case_tells_apart(image, first, second, said):
     with pytest.raises(SourceError, match=f"Only case tells {said}"):
         resolve(runs)
     assert len(resolve([runs[0], Run(runs[1].bold, **{name: f"other{value}" for name, value in second.items()})])) == 2
+
+
+def test_names_that_only_case_tells_apart_within_a_subject_are_that_subjects_alone(image):
+    runs = [Run(image("1.nii"), run="a"), Run(image("2.nii"), run="A"), Run(image("3.nii"), subject="2", run="A")]
+    files, failed = resolve_subjects(runs)
+    assert [file.partitions[0].subject for file in files] == ["2"]
+    assert list(failed) == ["1"]
+    in_sessions = [Run(image("4.nii"), session="x", run="a"), Run(image("5.nii"), session="y", run="A")]
+    assert len(resolve(in_sessions)) == 2
 
 
 def test_runs_that_are_one_another(image, tmp_path):

@@ -113,7 +113,7 @@ def streamed(n_runs, n_voxels=40_000, n_volumes=180):
 def watched(limit, *, may_spill=False):
     """One worker of one thread, which must not be killed; gives what it takes with packages only, and its peak.
 
-    A worker begins to write to disk at 70 % of its limit, of which Python and the packages are a third where the limit is small.
+    A worker begins to write to disk at 70 % of its limit, Python and the packages included: a small one may, and stay below its limit.
     """
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address="127.0.0.1:0") as cluster,
